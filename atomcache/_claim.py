@@ -1,0 +1,435 @@
+"""The life of a claim: who may do what to ``data.temp``, and when.
+
+A claim says "I am building this entry".  It is made by exclusive creation and stays
+locked for as long as its owner lives, so a claim that can be locked has no owner::
+
+    take      create it exclusively, lock it, make sure that the name still leads to it
+    sign      write who the owner is
+    build     hold it; the heartbeat touches it for those who can't see the lock
+    tell      write what went wrong, for those who have it open
+    release   remove it, let go, close it: whoever sleeps on it wakes
+
+- Only the owner writes to a claim, and only by appending whole lines.
+- Only who holds the lock on the very file that the name leads to may remove the name.
+- A claim is never taken over: it is removed, and the next owner makes a new one.
+
+Between creation and signature a claim looks abandoned.  It is being born; `reap` leaves
+the young alone for `NEWBORN_GRACE`.  If the owner was paused in that gap and lost its
+claim, it finds out before it builds, because the name no longer leads to its file.
+
+The first byte is never read: Windows locks it, and a locked byte can't be read there.
+
+Who calls it: the protocol and `Cache.reap`.  What may go wrong: `OSError` from the door;
+a claim with rubbish in it counts as one that is being born.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from ._door import CREATE, PROBE, READ
+from ._failure import describe, restore
+from ._layout import CLAIM
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import os
+
+    from ._door import Door
+    from ._layout import Layout
+
+LEASE = 30.0
+"""Seconds without a heartbeat after which an owner that can't be seen counts as dead.
+Long enough for a machine that swaps or a server that restarts, as in etcd's and Consul's
+session defaults; nothing waits for it where the kernel's lock can be seen."""
+
+BEATS_PER_LEASE = 3
+"""Two lost heartbeats are an accident, three are a pattern."""
+
+NEWBORN_GRACE = 0.1
+"""Seconds that an unsigned claim is left alone.  Creation to signature takes some 50 us;
+this is long for a crowded machine and short for whoever waits after a crash."""
+
+_ROOM_TRIES = 10
+"""How often a folder that vanishes under us is made anew before the error is shown."""
+
+_BLOCKED_TRIES = 5
+"""How often to try to remove a claim that somebody has open at the moment (Windows)."""
+
+_LARGEST_RECORD = 1 << 20
+
+_NO_LOCKS = (
+    errno.ENOLCK,
+    errno.ENOSYS,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.EINVAL,
+    errno.EBADF,
+)
+"""What a filesystem says that has no locks, or none for a file open as ours is."""
+
+
+class Record:
+    """What a claim says about its owner.
+
+    Attributes
+    ----------
+    token
+        Names the attempt, and with it the owner's scratch.
+    pid, host, started, what
+        For people: who builds what, since when (seconds since the epoch).
+    boot, device, locked
+        Which kernel holds the lock, on which device number, if any lock could be had.
+    lease
+        Seconds that the owner may stay silent.
+    waits_for
+        Path of the claim that the owner waits for at the moment, if any.
+    failure
+        What `_failure.describe` wrote, if the build failed.
+    """
+
+    __slots__ = (
+        "boot",
+        "device",
+        "failure",
+        "host",
+        "lease",
+        "locked",
+        "pid",
+        "started",
+        "token",
+        "waits_for",
+        "what",
+    )
+
+    def __init__(self, fields: dict[str, str]) -> None:
+        self.token = fields["token"]
+        int(self.token, 16)  # it becomes part of a path: nothing but hexadecimal digits
+        self.pid = int(fields["pid"])
+        self.host = fields["host"]
+        self.started = float(fields["started"])
+        self.what = fields["what"]
+        self.boot = fields["boot"]
+        self.device = int(fields["device"])
+        self.locked = fields["locked"] == "1"
+        self.lease = float(fields["lease"])
+        if not 0 < self.lease <= 86_400:
+            raise ValueError("a lease that nobody would ask for")
+        self.waits_for = fields.get("waits-for") or None
+        self.failure = fields.get("failure")
+
+    def lock_is_proof(self, door: Door, found: os.stat_result) -> bool:
+        """Tell whether a free lock on the claim proves that its owner is dead.
+
+        So it does under the same kernel (boot id) on the same mount (device number).
+        """
+        return self.locked and self.boot == door.boot_id() and self.device == found.st_dev
+
+
+class Claim:
+    """A claim that this process owns; made by `take`."""
+
+    def __init__(self, door: Door, path: str, fd: int, locked: bool, lease: float) -> None:
+        self.door = door
+        self.path = path
+        self.fd = fd
+        self.locked = locked
+        self.lease = lease
+        self.pid = door.getpid()
+        self.token = door.urandom(8).hex()
+        self.scratch = f"{path}.{self.token}"
+        self.scratch_made = False
+        self._waits_for = ""
+        self._beating = False
+        self.released = False
+
+    def sign(self, what: str) -> None:
+        """Write who owns the claim, and let the heart beat from now on."""
+        door = self.door
+        fields = {
+            "token": self.token,
+            "pid": str(self.pid),
+            "host": door.host(),
+            "boot": door.boot_id(),
+            "device": str(door.fstat(self.fd).st_dev),
+            "locked": "1" if self.locked else "0",
+            "lease": repr(self.lease),
+            "started": repr(door.time()),
+            "what": what,
+            "signed": "1",
+        }
+        door.write(self.fd, b"\n" + b"".join(_line(*field) for field in fields.items()))
+        door.start_heartbeat(self.fd, self.lease / BEATS_PER_LEASE)
+        self._beating = True
+
+    def tell_waiting(self, claim: str | None) -> None:
+        """Write which claim the owner waits for, so that circles can be found."""
+        if self.is_mine() and self._waits_for != (claim or ""):
+            self._waits_for = claim or ""
+            self.door.write(self.fd, _line("waits-for", self._waits_for))
+
+    def tell_failure(self, error: Exception) -> None:
+        """Write what went wrong, for those who sleep on the claim."""
+        self.door.write(self.fd, _line("failure", describe(error)))
+
+    def is_mine(self) -> bool:
+        """Tell whether this process made the claim, and is not a child forked later."""
+        return self.pid == self.door.getpid()
+
+    def release(self) -> None:
+        """Remove scratch and claim and let go; every sleeper wakes.
+
+        The scratch goes first: it never outlives the claim that names it.
+        """
+        if self.released or not self.is_mine():
+            return
+        door = self.door
+        try:
+            if self._beating:
+                door.stop_heartbeat(self.fd)
+            if self.scratch_made:
+                door.remove_tree(self.scratch)
+            if door.open_files_block:
+                return
+            if leads_to(door, self.path, door.fstat(self.fd)):
+                door.unlink(self.path)
+        finally:
+            self.released = True
+            _let_go(door, self.fd, self.locked)
+            if door.open_files_block:
+                _unlink_closed(door, self.path)
+
+    def __del__(self) -> None:
+        """Release what an interrupt between two lines would have left claimed for ever."""
+        if not self.released:
+            self.release()
+
+
+def take(door: Door, layout: Layout, entry: str, lease: float) -> Claim | None:
+    """Claim an entry; `None` if somebody else has it, or had it a moment ago."""
+    path = claim_path(entry)
+    fd = _create(door, layout, entry, path)
+    if fd is None:
+        return None
+    door.keep_from_children(fd)
+    locked: bool | None = False
+    try:
+        locked = _try_lock(door, fd)
+        if locked is not False and leads_to(door, path, door.fstat(fd)):
+            return Claim(door, path, fd, bool(locked), lease)
+    except BaseException:
+        # No grace for others to wait out: the name is ours to remove while we hold the lock.
+        try:
+            if locked is not False and leads_to(door, path, door.fstat(fd)):
+                door.unlink(path)
+        finally:
+            _let_go(door, fd, bool(locked))
+        raise
+    _let_go(door, fd, bool(locked))
+    return None
+
+
+def claim_path(entry: str) -> str:
+    """Return the path of an entry's claim."""
+    return entry + CLAIM
+
+
+def open_claim(door: Door, path: str) -> int | None:
+    """Open somebody's claim to look at it; `None` if it is gone."""
+    try:
+        fd = door.open(path, PROBE)
+    except FileNotFoundError:
+        return None
+    except PermissionError:  # another user's, in a shared cache
+        try:
+            fd = door.open(path, READ)
+        except FileNotFoundError:
+            return None
+        except PermissionError:
+            if door.open_files_block:  # being removed
+                return None
+            raise
+    door.keep_from_children(fd)
+    return fd
+
+
+def read_record(door: Door, fd: int) -> Record | None:
+    """Read a claim; `None` while it is not signed, or if it never will be."""
+    door.lseek(fd, 1, 0)
+    data = b""
+    while len(data) < _LARGEST_RECORD:
+        more = door.read(fd, 65_536)
+        if not more:
+            break
+        data += more
+    fields: dict[str, str] = {}
+    for line in data.split(b"\n")[:-1]:  # what follows the last newline is being written
+        name, _, value = line.partition(b" ")
+        try:
+            fields[name.decode("ascii")] = value.decode("unicode_escape")
+        except UnicodeDecodeError:
+            return None
+    try:
+        return Record(fields) if "signed" in fields else None
+    except (KeyError, ValueError):
+        return None
+
+
+def read_failure(door: Door, fd: int) -> Exception | None:
+    """Return the error that the owner told, if the build failed and it got to say so."""
+    record = read_record(door, fd)
+    if record is None or record.failure is None:
+        return None
+    return restore(record.failure)
+
+
+def living_record(door: Door, path: str) -> Record | None:
+    """Read the claim at `path`; `None` if there is none or its owner is known to be dead."""
+    import stat
+
+    fd = open_claim(door, path) if path.endswith(CLAIM) else None
+    if fd is None:
+        return None
+    try:
+        found = door.fstat(fd)
+        record = read_record(door, fd) if stat.S_ISREG(found.st_mode) else None
+        if record is None or not door.can_wait or not record.lock_is_proof(door, found):
+            return record
+        if not door.lock_shared(fd):
+            return record
+        door.unlock(fd)
+        return None
+    finally:
+        door.close_claim(fd)
+
+
+def reap(door: Door, path: str, seen: os.stat_result, *, silent: bool) -> bool:
+    """Remove a dead owner's claim and scratch; `False` if it may not be done, or was.
+
+    Parameters
+    ----------
+    path
+        The claim.
+    seen
+        What it looked like when it was found abandoned.
+    silent
+        Whether it has stayed exactly so for as long as its owner may be silent.  Needed
+        where a free lock proves nothing: unsigned claims, and owners that another kernel
+        runs.
+    """
+    fd = open_claim(door, path)
+    if fd is None:
+        return False
+    if door.open_files_block:
+        return _remove_unopened(door, path, fd)
+    locked: bool | None = False
+    try:
+        locked = _try_lock(door, fd)
+        if locked is False:
+            return False  # the owner lives, or somebody else is reaping
+        found = door.fstat(fd)
+        if not leads_to(door, path, found):
+            return False
+        record = read_record(door, fd)
+        proof = bool(locked) and record is not None and record.lock_is_proof(door, found)
+        if not proof and not (silent and appearance(found) == appearance(seen)):
+            return False
+        if record is not None:
+            door.remove_tree(f"{path}.{record.token}")
+        door.unlink(path)
+        return True
+    except FileNotFoundError:
+        return False  # where locks prove nothing somebody else may have been faster
+    finally:
+        _let_go(door, fd, bool(locked))
+
+
+def _remove_unopened(door: Door, path: str, fd: int) -> bool:
+    """Reap where an open file can't be removed: the removal itself is the proof of death."""
+    try:
+        record = read_record(door, fd)
+    finally:
+        door.close_claim(fd)
+    try:
+        door.unlink(path)
+    except (PermissionError, FileNotFoundError):
+        return False
+    if record is not None:
+        door.remove_tree(f"{path}.{record.token}")
+    return True
+
+
+def leads_to(door: Door, path: str, found: os.stat_result) -> bool:
+    """Tell whether a name still leads to the file that was opened."""
+    try:
+        named = door.lstat(path)
+    except FileNotFoundError:
+        return False
+    return (named.st_dev, named.st_ino) == (found.st_dev, found.st_ino)
+
+
+def appearance(found: os.stat_result) -> tuple[int, int, int, int]:
+    """Return what changes whenever the owner of a claim shows a sign of life."""
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def _create(door: Door, layout: Layout, entry: str, path: str) -> int | None:
+    for _ in range(_ROOM_TRIES):
+        try:
+            return door.open(path, CREATE, layout.file_mode)
+        except FileExistsError:
+            return None
+        except FileNotFoundError:
+            layout.make_room(entry)
+        except PermissionError:
+            if door.open_files_block and _exists(door, path):  # being removed
+                return None
+            raise
+    return door.open(path, CREATE, layout.file_mode)
+
+
+def _exists(door: Door, path: str) -> bool:
+    try:
+        door.lstat(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _try_lock(door: Door, fd: int) -> bool | None:
+    """Try for the lock; `None` where the filesystem has no locks to give."""
+    try:
+        return door.lock_exclusive(fd)
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return None
+        raise
+
+
+def _let_go(door: Door, fd: int, locked: bool) -> None:
+    """Unlock and close, in this order: a forked child may have the file open still."""
+    try:
+        if locked:
+            door.unlock(fd)
+    finally:
+        door.close_claim(fd)
+
+
+def _unlink_closed(door: Door, path: str) -> None:
+    """Remove a claim that had to be closed first.
+
+    If somebody opened it meanwhile, either they look at it and close it at once, or it is
+    the claim of the next owner, which is theirs to remove.
+    """
+    for attempt in range(_BLOCKED_TRIES):
+        try:
+            door.unlink(path)
+            return
+        except FileNotFoundError:
+            return
+        except PermissionError:
+            door.sleep(0.001 * 2**attempt)
+
+
+def _line(name: str, value: str) -> bytes:
+    return f"{name} ".encode() + value.encode("unicode_escape") + b"\n"

@@ -1,0 +1,324 @@
+"""The one narrow door to the operating system.
+
+What it is for: every file call, lock, clock, sleep and random number of the protocol
+goes through an object with the methods below, and through nothing else.  The real
+door, `Door`, is as thin as a door can be: most of its methods *are* the functions of
+`os`.  The simulator in the tests stands a different door in the same place and tries
+every interleaving, crash and filesystem manner.
+
+Who calls it: the protocol and the modules that read and write entries.  Factories,
+builders and codecs never do; what they touch is theirs.
+
+What may go wrong: every method may raise `OSError`.  `lock_exclusive` and
+`wait_shared` raise it where the filesystem has no locks; callers fall back to
+heartbeats.
+
+On POSIX the locks are `fcntl.flock` itself rather than `filelock.lock_descriptor`,
+which makes the same call: waiters need the shared mode, which that function lacks, and
+importing filelock costs each waiter more processor time than all of its waiting (see
+docs/decisions.md).  On Windows, where locking is hard to get right, filelock does it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+from _thread import allocate_lock, start_new_thread
+from time import monotonic, sleep
+from time import time as wall_time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _thread import LockType
+    from collections.abc import Iterator
+
+if sys.platform == "win32":
+    fcntl = None
+else:
+    import fcntl
+
+_CONTENDED = (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK)
+_O_BINARY = getattr(os, "O_BINARY", 0)
+
+READ = os.O_RDONLY | _O_BINARY
+"""Flags to read an entry."""
+PROBE = os.O_RDWR | _O_BINARY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
+"""Flags to look at somebody's claim; never blocks on a FIFO planted in its place."""
+CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | _O_BINARY | getattr(os, "O_NOFOLLOW", 0)  # mode 'x'
+"""Flags of exclusive creation, the primitive lock of the whole protocol."""
+
+_inherited: set[int] = set()
+"""Descriptors that a forked child must close: they keep the parent's claims alive."""
+
+
+class Door:
+    """The operating system, as far as the protocol may see it."""
+
+    can_wait = fcntl is not None
+    """Whether `wait_shared` exists here; elsewhere waiters poll."""
+
+    open_files_block = sys.platform == "win32"
+    """Whether a file that somebody has open can't be removed or replaced."""
+
+    open = staticmethod(os.open)
+    close = staticmethod(os.close)
+    read = staticmethod(os.read)
+    fstat = staticmethod(os.fstat)
+    stat = staticmethod(os.stat)
+    lstat = staticmethod(os.lstat)
+    link = staticmethod(os.link)
+    rename = staticmethod(os.rename)
+    replace = staticmethod(os.replace)
+    unlink = staticmethod(os.unlink)
+    mkdir = staticmethod(os.mkdir)
+    listdir = staticmethod(os.listdir)
+    lseek = staticmethod(os.lseek)
+    fsync = staticmethod(os.fsync)
+    utime = staticmethod(os.utime)
+    urandom = staticmethod(os.urandom)
+    getpid = staticmethod(os.getpid)
+    time = staticmethod(wall_time)
+    monotonic = staticmethod(monotonic)
+    sleep = staticmethod(sleep)
+    allocate_lock = staticmethod(allocate_lock)
+
+    def __init__(self) -> None:
+        self._host: str | None = None
+        self._boot: str | None = None
+
+    # -- whole files ---------------------------------------------------------------
+
+    def write(self, fd: int, data: bytes | bytearray | memoryview) -> None:
+        """Write all of `data`; a short write goes on where it stopped."""
+        written = os.write(fd, data)
+        if written < len(data):
+            rest = memoryview(data)
+            while written < len(rest):
+                written += os.write(fd, rest[written:])
+
+    def map(self, fd: int, size: int) -> memoryview:
+        """Map a file copy-on-write: pages are shared until this process changes them."""
+        import mmap
+
+        return memoryview(mmap.mmap(fd, size, access=mmap.ACCESS_COPY))
+
+    def remove_tree(self, path: str) -> None:
+        """Remove a folder and all in it, or a file; what is already gone is fine."""
+        import shutil
+
+        try:
+            if stat.S_ISDIR(os.lstat(path).st_mode):
+                shutil.rmtree(path)
+            else:
+                os.unlink(path)
+        except FileNotFoundError:
+            pass
+
+    def sync_tree(self, path: str) -> None:
+        """Force a file, or a folder and all in it, onto the disk."""
+        for each in _walk(path):
+            _sync(each)
+
+    def sync_folder(self, path: str) -> None:
+        """Force a folder's list of names onto the disk, where folders can be synced."""
+        if sys.platform != "win32":
+            _sync(path)
+
+    # -- locks -----------------------------------------------------------------------
+
+    def lock_exclusive(self, fd: int) -> bool:
+        """Try for the exclusive lock without waiting; `False` if somebody holds it."""
+        if fcntl is None:
+            from filelock import lock_descriptor
+
+            return lock_descriptor(fd, blocking=False)
+        return _flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def lock_shared(self, fd: int) -> bool:
+        """Try for a shared lock without waiting; exclusive where there is no other."""
+        if fcntl is None:
+            return self.lock_exclusive(fd)
+        return _flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+    def wait_shared(self, fd: int, timeout: float | None) -> bool:
+        """Sleep until nobody holds the exclusive lock; `False` if `timeout` came first.
+
+        The lock is let go again before this returns: it is a bell, not a possession.
+        """
+        if fcntl is None:
+            raise OSError(errno.ENOSYS, "no shared locks on this platform")
+        if timeout is None:
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            fcntl.flock(fd, fcntl.LOCK_UN)
+            return True
+        return _sleepers.wait(fd, timeout)
+
+    def unlock(self, fd: int) -> None:
+        """Let go of a lock now, even if a forked child still has the file open."""
+        if fcntl is None:
+            from filelock import unlock_descriptor
+
+            unlock_descriptor(fd)
+        else:
+            fcntl.flock(fd, fcntl.LOCK_UN)
+
+    # -- life of a process -----------------------------------------------------------
+
+    def keep_from_children(self, fd: int) -> None:
+        """Have forked children close `fd`, so that they can't keep a claim alive."""
+        _inherited.add(fd)
+
+    def close_claim(self, fd: int) -> None:
+        """Close a descriptor that was given to `keep_from_children`."""
+        _inherited.discard(fd)
+        os.close(fd)
+
+    def start_heartbeat(self, fd: int, period: float) -> None:
+        """Touch the file behind `fd` every `period` seconds until told to stop."""
+        from . import _heartbeat
+
+        _heartbeat.start(fd, period)
+
+    def stop_heartbeat(self, fd: int) -> None:
+        """Touch `fd` no more; afterwards it may be closed."""
+        from . import _heartbeat
+
+        _heartbeat.stop(fd)
+
+    def host(self) -> str:
+        """Name of this machine, for people to read."""
+        if self._host is None:
+            self._host = os.uname().nodename if sys.platform != "win32" else _node_name()
+        return self._host
+
+    def boot_id(self) -> str:
+        """Identify this running kernel: equal ids share one table of locks."""
+        if self._boot is None:
+            self._boot = _boot_id()
+        return self._boot
+
+
+def _flock(fd: int, operation: int) -> bool:
+    assert fcntl is not None
+    try:
+        fcntl.flock(fd, operation)
+    except OSError as error:
+        if error.errno in _CONTENDED:
+            return False
+        raise
+    return True
+
+
+def _sync(path: str) -> None:
+    fd = os.open(path, READ)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _walk(path: str) -> Iterator[str]:
+    mode = os.lstat(path).st_mode
+    if stat.S_ISREG(mode):
+        yield path
+    elif stat.S_ISDIR(mode):
+        with os.scandir(path) as found:
+            for each in found:
+                yield from _walk(each.path)
+        if sys.platform != "win32":
+            yield path
+
+
+def _node_name() -> str:
+    import platform
+
+    return platform.node()
+
+
+def _boot_id() -> str:
+    """Return the kernel's boot id on Linux; elsewhere the machine's network address.
+
+    A machine without a boot id that restarts keeps its id.  That is harmless: a restart
+    frees every lock, so a lock found free still means that its owner is gone.
+    """
+    try:
+        fd = os.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY)
+    except OSError:
+        import uuid
+
+        return f"node-{uuid.getnode():012x}"
+    try:
+        return os.read(fd, 64).decode("ascii", "replace").strip()
+    finally:
+        os.close(fd)
+
+
+class _Sleepers:
+    """Waits for locks with a time limit, which `flock` itself does not have.
+
+    One thread sleeps per claim, however many callers wait for that claim and however
+    often they come back after a timeout, so an impatient caller can't pile up threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = allocate_lock()
+        self._bells: dict[tuple[int, int], LockType] = {}
+
+    def wait(self, fd: int, timeout: float) -> bool:
+        found = os.fstat(fd)
+        claim = (found.st_dev, found.st_ino)
+        with self._lock:
+            bell = self._bells.get(claim)
+            if bell is None:
+                bell = allocate_lock()
+                bell.acquire()
+                copy = os.dup(fd)
+                _inherited.add(copy)
+                try:
+                    start_new_thread(self._sleep, (copy, claim, bell))
+                except BaseException:
+                    _inherited.discard(copy)
+                    os.close(copy)
+                    raise
+                self._bells[claim] = bell
+        if not bell.acquire(timeout=max(0.0, timeout)):
+            return False
+        bell.release()  # the next one in line
+        return True
+
+    def _sleep(self, fd: int, claim: tuple[int, int], bell: LockType) -> None:
+        assert fcntl is not None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            fcntl.flock(fd, fcntl.LOCK_UN)
+        finally:
+            with self._lock:
+                self._bells.pop(claim, None)
+            _inherited.discard(fd)
+            os.close(fd)
+            bell.release()
+
+
+_sleepers = _Sleepers()
+
+
+def _after_fork_in_child() -> None:
+    """Close what would keep the parent's claims alive; forget the parent's threads."""
+    global _sleepers
+    _sleepers = _Sleepers()
+    for fd in _inherited:
+        try:
+            os.close(fd)
+        except OSError as error:
+            if error.errno != errno.EBADF:  # closed by the program itself: as wanted
+                raise
+    _inherited.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+door = Door()
+"""The door that everything uses unless a test puts another in its place."""

@@ -1,0 +1,89 @@
+"""The heartbeat: one thread per process that touches the claims it owns.
+
+What it is for: where a kernel lock can't be seen by everybody (another machine, another
+mount, a filesystem without locks), a contender knows that an owner lives because the
+claim's modification time keeps changing.  Where locks can be trusted nobody looks at
+it, but the owner can't know who may come to wait, so it always beats.
+
+Who calls it: the door, for claims.  What may go wrong: a factory that holds the
+interpreter lock for longer than a whole lease starves this thread; others may then
+build the same thing once more, and nobody sees a torn value.
+"""
+
+from __future__ import annotations
+
+import os
+from _thread import allocate_lock, start_new_thread
+
+from ._log import logger
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _thread import LockType
+
+
+class _Heart:
+    """The claims that one process keeps alive, and the thread that does so."""
+
+    def __init__(self) -> None:
+        self.lock = allocate_lock()
+        self.periods: dict[int, float] = {}
+        self.asleep_for: float | None = None  # None: no thread runs
+        self.bell: LockType = allocate_lock()
+        self.bell.acquire()
+
+    def start(self, fd: int, period: float) -> None:
+        with self.lock:
+            self.periods[fd] = period
+            if self.asleep_for is None:
+                start_new_thread(self.beat, ())
+                self.asleep_for = period
+            elif period < self.asleep_for and self.bell.locked():
+                self.bell.release()
+
+    def stop(self, fd: int) -> None:
+        with self.lock:
+            self.periods.pop(fd, None)
+
+    def beat(self) -> None:
+        while True:
+            with self.lock:
+                if not self.periods:
+                    self.asleep_for = None
+                    return
+                self.asleep_for = min(self.periods.values())
+            self.bell.acquire(timeout=self.asleep_for)
+            with self.lock:  # held while touching: nobody closes a descriptor meanwhile
+                for fd in list(self.periods):
+                    self.touch(fd)
+
+    def touch(self, fd: int) -> None:
+        try:
+            os.utime(fd)
+        except OSError as error:
+            del self.periods[fd]
+            logger().warning(
+                "the heartbeat of a build stopped, other machines may build it too: %s", error
+            )
+
+
+_heart = _Heart()
+
+
+def start(fd: int, period: float) -> None:
+    """Touch `fd` every `period` seconds, or oftener where another claim wants it."""
+    _heart.start(fd, period)
+
+
+def stop(fd: int) -> None:
+    """Leave `fd` alone from now on; it may be closed once this has returned."""
+    _heart.stop(fd)
+
+
+def _after_fork_in_child() -> None:
+    global _heart
+    _heart = _Heart()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

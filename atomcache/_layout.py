@@ -1,0 +1,159 @@
+"""Where things stand in the cache folder, and how the folder is made.
+
+::
+
+    <directory>/
+      CACHEDIR.TAG, .gitignore          backup tools and git skip the cache
+      v1/ab/abcdef...                   a value
+      v1/ab/abcdef.../report.pdf        a path, with its meta beside it
+      v1/ab/abcdef....temp              the claim of whoever is building
+      v1/ab/abcdef....temp.<token>      a builder's scratch, or what was moved out of the way
+
+Everything of one key stands in one folder, so that every rename is atomic.
+
+Who calls it: `Cache` for names; whoever finds a folder missing calls `make_room`.  What
+may go wrong: `LayoutError` for a folder that another version of the library laid out;
+`OSError` as the system gives it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from ._errors import LayoutError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ._door import Door
+
+VERSION = "v1"
+
+CLAIM = ".temp"
+"""What a claim's name adds to its entry's."""
+
+_ENTRY = re.compile(r"[0-9a-f]{40}")
+_SCRATCH = re.compile(r"([0-9a-f]{40}\.temp)\.([0-9a-f]+)")
+
+_FILES = {
+    # https://bford.info/cachedir/ fixes the first line of CACHEDIR.TAG.
+    "CACHEDIR.TAG": b"Signature: 8a477f597d28d172789f06886806bc55\n"
+    b"# This folder is a cache made by atomcache; it can be deleted at any time.\n",
+    ".gitignore": b"*\n",
+}
+
+
+class Layout:
+    """Names in one cache folder.
+
+    Parameters
+    ----------
+    door
+        The way to the operating system.
+    directory
+        The cache folder, absolute.
+    shared
+        Whether other users may use the cache: modes as the umask allows, rather than
+        for this user only.
+    """
+
+    def __init__(self, door: Door, directory: str, shared: bool) -> None:
+        self.door = door
+        self.directory = directory
+        self.root = os.path.join(directory, VERSION)
+        self.shared = shared
+        self.folder_mode = 0o777 if shared else 0o700
+        self.file_mode = 0o666 if shared else 0o600
+        self._prefix = self.root + os.sep
+
+    def entry(self, digest: bytes) -> str:
+        """Return the path of the entry with this digest."""
+        name = digest.hex()
+        return f"{self._prefix}{name[:2]}{os.sep}{name}"
+
+    def make_room(self, entry: str) -> None:
+        """Make the folder that `entry` stands in, and the cache around it if need be."""
+        folder = os.path.dirname(entry)
+        try:
+            self._make_folder(folder)
+        except FileNotFoundError:
+            self._make_cache()
+            self._make_folder(folder)
+
+    def _make_folder(self, folder: str) -> None:
+        try:
+            self.door.mkdir(folder, self.folder_mode)
+        except FileExistsError:
+            if not _is_folder(self.door, folder):
+                raise
+
+    def _make_cache(self) -> None:
+        missing = []
+        folder = self.root
+        while not _is_folder(self.door, folder):
+            missing.append(folder)
+            folder = os.path.dirname(folder)
+        for folder in reversed(missing):
+            if folder == self.root:
+                self._check_version()
+                self._leave_notes()
+            self._make_folder(folder)
+
+    def _check_version(self) -> None:
+        for name in self.door.listdir(self.directory):
+            if re.fullmatch(r"v[0-9]+", name) and name != VERSION:
+                raise LayoutError(
+                    f"{self.directory} holds a cache of layout {name}, and this version of "
+                    f"atomcache writes {VERSION}. Choose another folder, delete this one, or "
+                    "use the version of atomcache that made it"
+                )
+
+    def _leave_notes(self) -> None:
+        from ._door import CREATE
+
+        for name, content in _FILES.items():
+            try:
+                fd = self.door.open(os.path.join(self.directory, name), CREATE, self.file_mode)
+            except FileExistsError:
+                continue
+            try:
+                self.door.write(fd, content)
+            finally:
+                self.door.close(fd)
+
+    def shards(self) -> Iterator[str]:
+        """Yield the folders that entries stand in."""
+        try:
+            names = self.door.listdir(self.root)
+        except FileNotFoundError:
+            return
+        for name in sorted(names):
+            if len(name) == 2:
+                yield os.path.join(self.root, name)
+
+
+def is_entry(name: str) -> bool:
+    """Tell whether a file name is that of an entry."""
+    return _ENTRY.fullmatch(name) is not None
+
+
+def is_claim(name: str) -> bool:
+    """Tell whether a file name is that of a claim."""
+    return name.endswith(CLAIM) and is_entry(name[: -len(CLAIM)])
+
+
+def split_scratch(name: str) -> tuple[str, str] | None:
+    """Return the claim's name and the token of a scratch's name, if it is one."""
+    found = _SCRATCH.fullmatch(name)
+    return None if found is None else (found[1], found[2])
+
+
+def _is_folder(door: Door, path: str) -> bool:
+    import stat
+
+    try:
+        return stat.S_ISDIR(door.stat(path).st_mode)
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,21 @@
+"""The library's one logger, ``logging.getLogger("atomcache")``.
+
+Silent unless the program listens.  It is fetched where something is to be said, because
+importing `logging` would be a third of the cost of importing this library.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from logging import Logger
+
+
+def logger() -> Logger:
+    """Return the logger, made quiet on first use where nobody configured it."""
+    import logging
+
+    log = logging.getLogger("atomcache")
+    if not log.handlers:
+        log.addHandler(logging.NullHandler())
+    return log

@@ -1,0 +1,281 @@
+"""A path entry: a folder that holds the file or folder that was built, and its meta.
+
+What it is for: `find` is the hit: one stat of what was built and one of its meta, whose
+modification time is the entry's expiry (0 for never).  `PathEntry` is what the protocol
+needs to know of a path on a miss.
+
+Other programs use what was built without this library in between, so its content is not
+verified on a hit.  Instead it is forced onto the disk before it is published, unless
+``durable=False``.
+
+Who calls it: `Cache` calls `find` first and hands a `PathEntry` to the protocol on a
+miss.  What may go wrong: `BuilderError` for a builder that leaves nothing, a symlink or
+a special file; `EntryNameError` for an unusable name; `OSError` from the system.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from ._door import CREATE, READ
+from ._errors import BuilderError, EntryNameError
+from ._header import NEVER, Damaged, assemble, parse, read_meta
+from ._keys import describe
+from ._log import logger
+from ._publish import MISS, Identity, identify, install_folder
+from ._value import fresh
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from typing import Any
+
+    from ._door import Door
+    from ._header import Header
+    from ._layout import Layout
+    from ._options import Options
+
+META = ".atomcache"
+"""Name of the meta file in an entry's folder; no built thing may be called so."""
+
+_CODEC = b"path".ljust(24, b"\0")
+_LARGEST_META = 1 << 20
+_LONGEST_NAME = 255
+_WINDOWS_DEVICES = frozenset(
+    ["CON", "PRN", "AUX", "NUL", *(f"{port}{n}" for port in ("COM", "LPT") for n in range(1, 10))]
+)
+
+
+def check_name(name: object) -> str:
+    """Return `name` if it can be the name of what is built, else raise."""
+    if not isinstance(name, str):
+        raise EntryNameError(f"name must be a str, not {name!r}")
+    why = None
+    if not name or name in (".", ".."):
+        why = "it names no file"
+    elif "/" in name or "\0" in name or os.sep in name or (os.altsep and os.altsep in name):
+        why = "it must be a single name without separators"
+    elif name == META:
+        why = "the library keeps its own file there"
+    elif len(os.fsencode(name)) > _LONGEST_NAME:
+        why = f"filesystems allow {_LONGEST_NAME} bytes and it has {len(os.fsencode(name))}"
+    elif os.name == "nt" and (
+        any(c in '<>:"|?*' or ord(c) < 32 for c in name)
+        or name[-1] in ". "
+        or name.split(".")[0].upper() in _WINDOWS_DEVICES
+    ):
+        why = "Windows does not allow it"
+    if why is not None:
+        raise EntryNameError(
+            f"{describe(name, 80)!r} can't be the name of a path entry: {why}. "
+            "Choose a plain file name"
+        )
+    return name
+
+
+def find(
+    door: Door, path: str, name: str, options: Options, started: float | None = None
+) -> str | None:
+    """Return the path of what was built, or `None` if there is no fresh one."""
+    target = path + os.sep + name
+    try:
+        door.stat(target)
+        expires = door.stat(path + os.sep + META).st_mtime or NEVER
+        if options.max_age is None and expires == NEVER:
+            return target
+        created = 0.0 if options.max_age is None else read_header(door, path)[0].created
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except Damaged as why:
+        logger().warning("a damaged entry is built anew: %s: %s", path, why)
+        return None
+    return target if fresh(door, created, expires, options.max_age, started) else None
+
+
+def read_header(door: Door, path: str) -> tuple[Header, dict[str, Any]]:
+    """Return header and meta of a path entry."""
+    fd = door.open(path + os.sep + META, READ)
+    try:
+        data = door.read(fd, _LARGEST_META)
+    finally:
+        door.close(fd)
+    header = parse(data)
+    return header, read_meta(data, header)
+
+
+def stored_name(door: Door, path: str) -> str | None:
+    """Return under which name the entry holds what was built, if there is an entry."""
+    try:
+        name = read_header(door, path)[1].get("name")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (Damaged, ValueError) as why:
+        logger().warning("a damaged entry is built anew: %s: %s", path, why)
+        return None
+    return name if isinstance(name, str) else None
+
+
+class PathEntry:
+    """One path in the cache, as the protocol sees it.
+
+    Parameters
+    ----------
+    digest, key
+        Of the entry; the key is kept for messages and listings.
+    name
+        What the file or folder is to be called.
+    builder
+        Called with the path at which it has to make a file or a folder.
+    """
+
+    kind = "path"
+
+    def __init__(
+        self,
+        layout: Layout,
+        digest: bytes,
+        key: object,
+        name: str,
+        options: Options,
+        builder: Callable[[Path], object],
+    ) -> None:
+        self.layout = layout
+        self.door = layout.door
+        self.digest = digest
+        self.key = key
+        self.name = name
+        self.options = options
+        self.builder = builder
+        self.path = layout.entry(digest)
+
+    def what(self) -> str:
+        """Say which entry this is, for messages and records."""
+        return f"the path of key {describe(self.key)}"
+
+    def look(self, started: float) -> Any:
+        """Return the path if there is a fresh one, else `MISS`."""
+        from pathlib import Path
+
+        found = find(self.door, self.path, self.name, self.options, started)
+        return MISS if found is None else Path(found)
+
+    def identity(self) -> Identity | None:
+        """Return what tells the present entry from any later one; `None` if none is there.
+
+        Raises
+        ------
+        EntryNameError
+            If the key is stored under another name.
+        """
+        name = stored_name(self.door, self.path)
+        if name is not None and name != self.name:
+            raise EntryNameError(
+                f"{self.what()} is stored in {self.path} under the name {name!r}, but asked "
+                f"for as {self.name!r}. Use one name per key, or remove the key first"
+            )
+        return identify(self.door, self.path)
+
+    def prepare(self, scratch: str) -> None:
+        """Make the scratch folder."""
+        self.door.mkdir(scratch, self.layout.folder_mode)
+
+    def build(self, scratch: str) -> str:
+        """Run the builder."""
+        from pathlib import Path
+
+        target = os.path.join(scratch, self.name)
+        self.builder(Path(target))
+        return target
+
+    def build_apart(self) -> Path:
+        """Build in a temporary folder, which is removed when the process ends."""
+        from pathlib import Path
+
+        target = self.build(self._temporary_folder())
+        self._check_built(target)
+        return Path(target)
+
+    def lost(self, scratch: str) -> bool:
+        """Tell whether what was built is gone, because somebody deleted the cache."""
+        return identify(self.door, scratch) is None
+
+    def keep_apart(self, target: str) -> Path:
+        """Move what could not be stored to a temporary folder of this process."""
+        import shutil
+        from pathlib import Path
+
+        return Path(shutil.move(target, os.path.join(self._temporary_folder(), self.name)))
+
+    def _temporary_folder(self) -> str:
+        """Make a folder that is removed when the process ends."""
+        import atexit
+        import tempfile
+
+        folder = tempfile.mkdtemp(prefix="atomcache-")
+        atexit.register(self.door.remove_tree, folder)
+        return folder
+
+    def publish(
+        self, scratch: str, target: str, took: float, seen: Identity | None
+    ) -> tuple[bool, Path]:
+        """Add the meta, force it onto the disk and move it into place.
+
+        Returns whether this entry is now the published one, and its path.
+        """
+        from pathlib import Path
+
+        door = self.door
+        self._check_built(target)
+        for name in door.listdir(scratch):  # what the builder left beside its target
+            if name != self.name:
+                door.remove_tree(os.path.join(scratch, name))
+        self._write_meta(os.path.join(scratch, META), took)
+        if self.options.durable:
+            door.sync_tree(scratch)
+        trash = f"{scratch}00"
+        won = install_folder(door, scratch, self.path, seen, trash)
+        if won and self.options.durable:
+            door.sync_folder(os.path.dirname(self.path))
+        return won, Path(os.path.join(self.path, self.name))
+
+    def _check_built(self, target: str) -> None:
+        try:
+            mode = self.door.lstat(target).st_mode
+        except FileNotFoundError:
+            self.door.stat(os.path.dirname(target))  # or was the whole cache deleted?
+            raise BuilderError(
+                f"the builder of {self.what()} made nothing at {target}. It must make a file or "
+                "a folder at the path that it is given"
+            ) from None
+        if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+            return
+        found = "a symlink" if stat.S_ISLNK(mode) else "a special file"
+        raise BuilderError(
+            f"the builder of {self.what()} left {found} at {target}. It must make a regular "
+            "file or a folder there; copy what the link leads to"
+        )
+
+    def _write_meta(self, path: str, took: float) -> None:
+        options = self.options
+        now = self.door.time()
+        expires = NEVER if options.max_age is None else now + options.max_age
+        parts = assemble(
+            digest=self.digest,
+            codec=_CODEC,
+            form=0,
+            created=now,
+            expires=expires,
+            took=took,
+            meta={"key": describe(self.key), "tags": options.tags, "name": self.name},
+            payload=b"",
+            seal=bytes(32),
+        )
+        fd = self.door.open(path, CREATE, self.layout.file_mode)
+        try:
+            self.door.write(fd, b"".join(parts))
+        finally:
+            self.door.close(fd)
+        mark = 0.0 if expires == NEVER else expires
+        self.door.utime(path, (mark, mark))

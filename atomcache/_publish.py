@@ -1,0 +1,146 @@
+"""How something finished is put in its place: atomically, and only by the first.
+
+What it is for: a scratch becomes the entry by one step that either happens or does not.
+The step fails if somebody else was first, so that no lock is needed for what readers
+see (rule: locks save work, they never protect data).
+
+- A file where nothing is: a hard link, which is atomic and refuses to replace.  Where
+  there are no hard links, a look and a rename; then the claim's lock has to do.
+- A folder where nothing is: a rename, which refuses to replace a folder that is filled.
+- Something that was found expired or damaged: only if it is still the same.
+
+Who calls it: the two kinds of entry.  What may go wrong: `OSError`; on Windows a reader
+that has the file open makes a replacement fail, which is tried again for a while.
+"""
+
+from __future__ import annotations
+
+import errno
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from ._door import Door
+
+PUBLISH_TRIES = 10
+"""How often publishing starts over when the folder is deleted under it."""
+
+_BLOCKED_TRIES = 60
+"""How often to try again what an open file blocks (Windows): some five seconds."""
+
+_NO_LINKS = (
+    errno.EPERM,
+    errno.ENOSYS,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.EMLINK,
+    errno.EXDEV,
+    errno.EINVAL,
+)
+
+Identity = tuple[int, int, int, int]
+
+
+class _Miss:
+    def __repr__(self) -> str:
+        return "MISS"
+
+
+MISS: Any = _Miss()
+"""What looking for an entry returns when there is none; no factory can return it."""
+
+
+def identify(door: Door, path: str) -> Identity | None:
+    """Return what tells the thing at `path` from whatever may come after it."""
+    try:
+        found = door.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+def install_file(
+    door: Door, scratch: str, path: str, seen: Identity | None, *, always: bool = False
+) -> bool:
+    """Move a file into place; `False`, and the file is gone, if somebody was first.
+
+    Parameters
+    ----------
+    seen
+        The identity of the expired or damaged entry that may be replaced; `None` if
+        there was none.
+    always
+        Replace whatever is there.
+    """
+    if always or (seen is not None and identify(door, path) == seen):
+        persist(door, lambda: door.replace(scratch, path))
+        return True
+    won = seen is None and _link(door, scratch, path)
+    if won is None:  # no hard links here
+        if identify(door, path) is None:
+            door.rename(scratch, path)
+            return True
+        won = False
+    door.unlink(scratch)
+    return won
+
+
+def install_folder(door: Door, scratch: str, path: str, seen: Identity | None, trash: str) -> bool:
+    """Move a folder into place; `False`, and it is still there, if somebody was first.
+
+    What is replaced moves to `trash`, and is removed once the new one stands.
+    """
+    if seen is not None:
+        if identify(door, path) != seen:
+            return False
+        persist(door, lambda: door.rename(path, trash))
+    try:
+        door.rename(scratch, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EACCES):
+            raise
+        if identify(door, path) is None:
+            raise
+        return False
+    finally:
+        if seen is not None:
+            door.remove_tree(trash)
+    return True
+
+
+def remove(door: Door, path: str, trash: str) -> bool:
+    """Remove an entry in one step; `False` if there is none."""
+    try:
+        persist(door, lambda: door.rename(path, trash))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    door.remove_tree(trash)
+    return True
+
+
+def persist(door: Door, step: Callable[[], None]) -> None:
+    """Do `step`; where open files block it, go on trying for a while."""
+    tries = _BLOCKED_TRIES if door.open_files_block else 1
+    for attempt in range(tries):
+        try:
+            step()
+            return
+        except PermissionError:
+            if attempt + 1 == tries:
+                raise
+        door.sleep(min(0.1, 0.001 * 2**attempt))
+
+
+def _link(door: Door, scratch: str, path: str) -> bool | None:
+    """Link a file to its place: `False` if it is taken, `None` if links don't exist."""
+    try:
+        door.link(scratch, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno in _NO_LINKS:
+            return None
+        raise
+    return True

@@ -1,0 +1,299 @@
+"""A value entry: one file, header and payload.
+
+What it is for: `read` is the hit: open, one read, close, and nothing else.  `ValueEntry`
+is what the protocol needs to know of a value on a miss: how to look, to build and to
+publish it.
+
+Who calls it: `Cache` calls `read` first and hands a `ValueEntry` to the protocol on a
+miss.  What may go wrong: a file that is torn, truncated, altered, of another key or of
+another codec is a miss; damage is logged.  `OSError` comes as the system gives it.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from xxhash import xxh3_64_intdigest
+
+from ._door import CREATE, READ
+from ._errors import AtomcacheError
+from ._header import (
+    NEVER,
+    SEAL_SIZE,
+    SIZE,
+    Damaged,
+    assemble,
+    head_size,
+    parse,
+    payload_start,
+    read_rows,
+)
+from ._keys import describe
+from ._log import logger
+from ._publish import MISS, PUBLISH_TRIES, Identity, identify, install_file
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from ._codecs import Buffer
+    from ._door import Door
+    from ._header import Header
+    from ._layout import Layout
+    from ._options import Options
+
+ONE_READ = 262_144
+"""Bytes up to which a file is read at once; beyond, copying out the payload costs more
+than the two further calls that reading it apart takes."""
+
+CLOCK_SLACK = 5.0
+"""Seconds that an entry's time of creation may lie ahead before it is taken for a clock
+that jumped: machines that share a folder agree to about a second."""
+
+
+def read(
+    door: Door, path: str, digest: bytes, options: Options, started: float | None = None
+) -> Any:
+    """Return the value of an entry, or `MISS`.
+
+    Parameters
+    ----------
+    started
+        When the call began (seconds since the epoch), for those with an age limit:
+        what was made since then is fresh however short the limit.  `None`: now.
+    """
+    try:
+        fd = door.open(path, READ)
+    except (FileNotFoundError, NotADirectoryError):
+        return MISS
+    try:
+        found = door.fstat(fd)
+        if found.st_size <= ONE_READ:
+            data = door.read(fd, found.st_size)
+            header = parse(data)
+            payload: Buffer = data[payload_start(header) :]
+            buffers: Sequence[memoryview] = ()
+            if header.buffers:
+                payload, buffers = _split(memoryview(bytearray(data)), header)
+            elif len(payload) != header.payload_size:
+                raise Damaged("it does not end where its payload does")
+            elif xxh3_64_intdigest(payload) != header.payload_sum:
+                raise Damaged("the checksum of its payload is wrong")
+        else:
+            header, payload, buffers = _read_large(door, fd, found.st_size)
+        if header.digest != digest:
+            raise Damaged("it is the entry of another key")
+        if header.codec != options.codec.stored_name:
+            return MISS
+        if not fresh(door, header.created, header.expires, options.max_age, started):
+            return MISS
+        return _unpack(path, found, header, payload, buffers, options)
+    except Damaged as why:
+        logger().warning("a damaged entry is built anew: %s: %s", path, why)
+        return MISS
+    finally:
+        door.close(fd)
+
+
+def fresh(
+    door: Door, created: float, expires: float, max_age: float | None, started: float | None
+) -> bool:
+    """Tell whether an entry is young enough for a call that began at `started`."""
+    if max_age is None and expires == NEVER:
+        return True
+    now = door.time()
+    if created > now + CLOCK_SLACK:
+        return False  # the clock was set back since: how old it is can't be told
+    since = now if started is None else started
+    return since < expires and (max_age is None or since - created <= max_age)
+
+
+def _read_large(door: Door, fd: int, size: int) -> tuple[Header, Buffer, Sequence[memoryview]]:
+    """Read a file whose payload is worth not copying, or map it where it has buffers."""
+    head = _read_exactly(door, fd, SIZE)
+    head += _read_exactly(door, fd, min(head_size(head), size) - SIZE)
+    header = parse(head)
+    if header.buffers:
+        payload, buffers = _split(door.map(fd, size), header)
+        return header, payload, buffers
+    if payload_start(header) + header.payload_size != size:
+        raise Damaged("it does not end where its payload does")
+    payload = _read_exactly(door, fd, header.payload_size)
+    if xxh3_64_intdigest(payload) != header.payload_sum:
+        raise Damaged("the checksum of its payload is wrong")
+    return header, payload, ()
+
+
+def _read_exactly(door: Door, fd: int, size: int) -> bytes:
+    data = door.read(fd, size)
+    if len(data) < size:  # Linux reads at most 2 GiB at once
+        parts = [data]
+        missing = size - len(data)
+        while missing > 0:
+            parts.append(door.read(fd, missing))
+            if not parts[-1]:
+                raise Damaged("it ends before its payload does")
+            missing -= len(parts[-1])
+        data = b"".join(parts)
+    return data
+
+
+def _split(view: memoryview, header: Header) -> tuple[Buffer, list[memoryview]]:
+    """Cut payload and buffers out of a whole file and verify each."""
+    rows = read_rows(view, header)
+    start = payload_start(header)
+    starts = [start, *(at for at, _, _ in rows), len(view)]
+    sums = [header.payload_sum, *(checksum for _, _, checksum in rows)]
+    sizes = [header.payload_size, *(size for _, size, _ in rows)]
+    parts = []
+    for part, (begin, end) in enumerate(pairwise(starts)):
+        if not start <= begin <= begin + sizes[part] <= end <= len(view):
+            raise Damaged("its buffers are not where they should be")
+        if xxh3_64_intdigest(view[begin:end]) != sums[part]:
+            raise Damaged("the checksum of its payload is wrong")
+        parts.append(view[begin : begin + sizes[part]])
+    return bytes(parts[0]), parts[1:]
+
+
+def _unpack(
+    path: str,
+    found: os.stat_result,
+    header: Header,
+    payload: Buffer,
+    buffers: Sequence[memoryview],
+    options: Options,
+) -> Any:
+    codec = options.codec
+    if codec.guarded:
+        codec.check_origin(path, found, header, payload, buffers)
+    try:
+        return codec.unpack(header.form, payload, buffers)
+    except (AtomcacheError, MemoryError):
+        raise
+    except Exception as error:  # whatever a codec says of bytes that it can't read
+        raise Damaged(f"codec {codec.name!r} can't read it: {error!r}") from error
+
+
+class ValueEntry:
+    """One value in the cache, as the protocol sees it.
+
+    Parameters
+    ----------
+    digest, key
+        Of the entry; the key is kept for messages and listings.
+    factory
+        Called without arguments by whoever builds; its result is the value.
+    """
+
+    kind = "value"
+
+    def __init__(
+        self,
+        layout: Layout,
+        digest: bytes,
+        key: object,
+        options: Options,
+        factory: Callable[[], Any],
+    ) -> None:
+        self.layout = layout
+        self.door = layout.door
+        self.digest = digest
+        self.key = key
+        self.options = options
+        self.factory = factory
+        self.path = layout.entry(digest)
+
+    def what(self) -> str:
+        """Say which entry this is, for messages and records."""
+        return f"the value of key {describe(self.key)}"
+
+    def look(self, started: float) -> Any:
+        """Return the value if there is a fresh one, else `MISS`."""
+        return read(self.door, self.path, self.digest, self.options, started)
+
+    def identity(self) -> Identity | None:
+        """Return what tells the present entry from any later one; `None` if none is there."""
+        return identify(self.door, self.path)
+
+    def prepare(self, scratch: str) -> None:
+        """Make what the factory needs: nothing, for a value."""
+
+    def build(self, scratch: str) -> Any:
+        """Run the factory."""
+        return self.factory()
+
+    def build_apart(self) -> Any:
+        """Run the factory where the cache can't be written."""
+        return self.factory()
+
+    def lost(self, scratch: str) -> bool:
+        """Tell whether what was built is gone: never, a value is in memory."""
+        return False
+
+    def keep_apart(self, value: Any) -> Any:
+        """Return the value that could not be stored."""
+        return value
+
+    def publish(
+        self, scratch: str, value: Any, took: float, seen: Identity | None
+    ) -> tuple[bool, Any]:
+        """Write the value into the scratch and move it into place.
+
+        Returns whether this entry is now the published one, and the value.
+        """
+        parts = self._assemble(value, took)
+        return self._install(
+            scratch, parts, lambda: install_file(self.door, scratch, self.path, seen)
+        ), value
+
+    def replace(self, scratch: str, value: Any) -> None:
+        """Write the value and put it in the place of whatever is there."""
+        parts = self._assemble(value, 0.0)
+        self._install(
+            scratch, parts, lambda: install_file(self.door, scratch, self.path, None, always=True)
+        )
+
+    def _assemble(self, value: Any, took: float) -> list[Buffer]:
+        options = self.options
+        form, payload, buffers = options.codec.pack(value)
+        now = self.door.time()
+        return assemble(
+            digest=self.digest,
+            codec=options.codec.stored_name,
+            form=form,
+            created=now,
+            expires=NEVER if options.max_age is None else now + options.max_age,
+            took=took,
+            meta={"key": describe(self.key), "tags": options.tags},
+            payload=payload,
+            buffers=buffers,
+            seal=options.codec.seal(self.digest, form, [payload, *buffers]).ljust(
+                SEAL_SIZE, b"\0"
+            ),
+        )
+
+    def _install(self, scratch: str, parts: list[Buffer], install: Callable[[], bool]) -> bool:
+        """Write the scratch and install it, anew if the folder is deleted meanwhile."""
+        for attempt in range(PUBLISH_TRIES):
+            try:
+                self._write(scratch, parts)
+                return install()
+            except FileNotFoundError:
+                if attempt + 1 == PUBLISH_TRIES:
+                    raise
+                self.door.remove_tree(scratch)
+                self.layout.make_room(self.path)
+        raise AssertionError("unreachable")
+
+    def _write(self, scratch: str, parts: list[Buffer]) -> None:
+        fd = self.door.open(scratch, CREATE, self.layout.file_mode)
+        try:
+            if sum(map(len, parts)) <= ONE_READ:
+                self.door.write(fd, b"".join(parts))
+            else:
+                for part in parts:
+                    self.door.write(fd, part)
+        finally:
+            self.door.close(fd)
