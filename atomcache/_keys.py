@@ -86,8 +86,7 @@ def _dumps(plain: object) -> bytes:
 def _tagged(name: str, *content: object) -> object:
     import cbor2
 
-    make_tag: Any = cbor2.CBORTag
-    return make_tag(_TAG, [name, *content])
+    return cbor2.CBORTag(_TAG, [name, *content])
 
 
 def _plain(value: Any, depth: int, key: object) -> object:
@@ -143,14 +142,12 @@ def _standard(value: Any) -> tuple[str, list[Any]] | None:
     import uuid
 
     kind = type(value)
-    if kind in (complex, bytearray, range, slice):
-        parts = {
-            complex: lambda: [value.real, value.imag],
-            bytearray: lambda: [bytes(value)],
-            range: lambda: [value.start, value.stop, value.step],
-            slice: lambda: [value.start, value.stop, value.step],
-        }
-        return kind.__name__, parts[kind]()
+    if kind is complex:
+        return "complex", [value.real, value.imag]
+    if kind is bytearray:
+        return "bytearray", [bytes(value)]
+    if kind is range or kind is slice:
+        return kind.__name__, [value.start, value.stop, value.step]
     if kind is datetime.datetime:
         zone = value.tzinfo
         known = None if zone is None else getattr(zone, "key", None) or str(zone.utcoffset(value))
