@@ -14,7 +14,7 @@ import os
 from ._codecs import CodecTable
 from ._door import door as real_door
 from ._errors import AtomcacheError, OptionError
-from ._keys import digest
+from ._keys import describe, digest
 from ._layout import CLAIM, Layout
 from ._options import Options, seconds
 from ._protocol import Protocol, storage_error
@@ -394,7 +394,7 @@ class Cache:
         try:
             return clear(self._layout, self._new_scratch)
         except OSError as error:
-            raise self._storage_error(_VALUE, None, error) from error
+            raise storage_error("the cache", self._layout.directory, error) from error
 
     def reap(self) -> int:
         """Remove what dead builders left behind and return how many things that was.
@@ -413,7 +413,7 @@ class Cache:
         try:
             return sweep(self._layout)
         except OSError as error:
-            raise self._storage_error(_VALUE, None, error) from error
+            raise storage_error("the cache", self._layout.directory, error) from error
 
     # -- inside ----------------------------------------------------------------------
 
@@ -429,10 +429,8 @@ class Cache:
     def _storage_error(self, kind: bytes, key: object, error: OSError) -> OSError:
         if isinstance(error, AtomcacheError):
             return error
-        name = digest(kind, key)
-        return storage_error(
-            ValueEntry(self._layout, name, key, self._options, lambda: None), error
-        )
+        what = f"the {'value' if kind == _VALUE else 'path'} of key {describe(key)}"
+        return storage_error(what, self._layout.entry(digest(kind, key)), error)
 
     def _new_scratch(self, path: str) -> str:
         return f"{path}{CLAIM}.{self._door.urandom(8).hex()}"

@@ -30,6 +30,7 @@ import errno
 from ._door import CREATE, PROBE, READ
 from ._failure import describe, restore
 from ._layout import CLAIM
+from ._publish import discard
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -177,27 +178,22 @@ class Claim:
         return self.pid == self.door.getpid()
 
     def release(self) -> None:
-        """Remove scratch and claim and let go; every sleeper wakes.
-
-        The scratch goes first: it never outlives the claim that names it.
-        """
+        """Remove the claim and let go, so that every sleeper wakes; then the scratch."""
         if self.released or not self.is_mine():
             return
         door = self.door
         try:
             if self._beating:
                 door.stop_heartbeat(self.fd)
-            if self.scratch_made:
-                door.remove_tree(self.scratch)
-            if door.open_files_block:
-                return
-            if leads_to(door, self.path, door.fstat(self.fd)):
+            if not door.open_files_block and leads_to(door, self.path, door.fstat(self.fd)):
                 door.unlink(self.path)
         finally:
             self.released = True
             _let_go(door, self.fd, self.locked)
             if door.open_files_block:
                 _unlink_closed(door, self.path)
+            if self.scratch_made:
+                discard(door, self.scratch)
 
     def __del__(self) -> None:
         """Release what an interrupt between two lines would have left claimed for ever."""
@@ -334,14 +330,14 @@ def reap(door: Door, path: str, seen: os.stat_result, *, silent: bool) -> bool:
         proof = bool(locked) and record is not None and record.lock_is_proof(door, found)
         if not proof and not (silent and appearance(found) == appearance(seen)):
             return False
-        if record is not None:
-            door.remove_tree(f"{path}.{record.token}")
         door.unlink(path)
-        return True
     except FileNotFoundError:
         return False  # where locks prove nothing somebody else may have been faster
     finally:
         _let_go(door, fd, bool(locked))
+    if record is not None:  # last, because it may be large and nobody waits for it
+        discard(door, f"{path}.{record.token}")
+    return True
 
 
 def _remove_unopened(door: Door, path: str, fd: int) -> bool:
@@ -355,7 +351,7 @@ def _remove_unopened(door: Door, path: str, fd: int) -> bool:
     except (PermissionError, FileNotFoundError):
         return False
     if record is not None:
-        door.remove_tree(f"{path}.{record.token}")
+        discard(door, f"{path}.{record.token}")
     return True
 
 

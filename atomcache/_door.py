@@ -49,6 +49,9 @@ PROBE = os.O_RDWR | _O_BINARY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NO
 CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | _O_BINARY | getattr(os, "O_NOFOLLOW", 0)  # mode 'x'
 """Flags of exclusive creation, the primitive lock of the whole protocol."""
 
+_REMOVE_TRIES = 5
+"""How often to start over a removal into which somebody writes."""
+
 _inherited: set[int] = set()
 """Descriptors that a forked child must close: they keep the parent's claims alive."""
 
@@ -105,16 +108,23 @@ class Door:
         return memoryview(mmap.mmap(fd, size, access=mmap.ACCESS_COPY))
 
     def remove_tree(self, path: str) -> None:
-        """Remove a folder and all in it, or a file; what is already gone is fine."""
-        import shutil
+        """Remove a folder and all in it, or a file; what is already gone is fine.
 
-        try:
-            if stat.S_ISDIR(os.lstat(path).st_mode):
-                shutil.rmtree(path)
+        A dead builder's child may still be writing there, and a builder may have left
+        folders that not even their owner can write.
+        """
+        for attempt in range(_REMOVE_TRIES):
+            try:
+                _remove(path)
+            except FileNotFoundError:
+                if not os.path.lexists(path):
+                    return  # else something in it went before we came to it
+            except OSError:
+                if attempt + 1 == _REMOVE_TRIES:
+                    raise
+                _make_removable(path)
             else:
-                os.unlink(path)
-        except FileNotFoundError:
-            pass
+                return
 
     def sync_tree(self, path: str) -> None:
         """Force a file, or a folder and all in it, onto the disk."""
@@ -209,6 +219,26 @@ def _flock(fd: int, operation: int) -> bool:
             return False
         raise
     return True
+
+
+def _remove(path: str) -> None:
+    if stat.S_ISDIR(os.lstat(path).st_mode):
+        import shutil
+
+        shutil.rmtree(path)
+    else:
+        os.unlink(path)
+
+
+def _make_removable(path: str) -> None:
+    """Give ourselves back the right to change the folders in a tree."""
+    if not stat.S_ISDIR(os.lstat(path).st_mode):
+        return
+    os.chmod(path, 0o700)  # before it is read, which it may not have allowed
+    with os.scandir(path) as found:
+        for each in found:
+            if each.is_dir(follow_symlinks=False):
+                _make_removable(each.path)
 
 
 def _sync(path: str) -> None:

@@ -87,34 +87,61 @@ def clear(layout: Layout, new_scratch: Callable[[str], str]) -> int:
 
 
 def sweep(layout: Layout) -> int:
-    """Remove claims and scratch of dead owners; return how many."""
-    door = layout.door
-    removed = 0
-    young: list[tuple[str, os.stat_result]] = []
-    for path in _paths(layout, is_claim):
-        found, signed = _look_at_claim(door, path)
-        if found is None:
-            continue
-        if reap(door, path, found, silent=False):
-            removed += 1
-        elif not signed:
+    """Remove claims and scratch of dead owners; return how many.
+
+    What can't be removed does not keep the rest from being removed; the first error is
+    raised at the end.
+    """
+    swept = _Sweep(layout)
+    swept.claims()
+    swept.scratch()
+    if swept.error is not None:
+        raise swept.error
+    return swept.removed
+
+
+class _Sweep:
+    """One walk of `sweep`: what it has removed so far, and what went wrong first."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.door = layout.door
+        self.removed = 0
+        self.error: OSError | None = None
+
+    def attempt(self, step: Callable[..., bool], *args: Any, **options: Any) -> bool:
+        try:
+            removed = step(self.door, *args, **options)
+        except OSError as error:
+            self.error = self.error or error
+            return False
+        self.removed += removed
+        return removed
+
+    def claims(self) -> None:
+        young = []
+        for path in _paths(self.layout, is_claim):
+            found, signed = _look_at_claim(self.door, path)
+            if found is None or self.attempt(reap, path, found, silent=False) or signed:
+                continue
             young.append((path, found))
-    if young:
-        door.sleep(NEWBORN_GRACE)
-    for path, before in young:
-        found, signed = _look_at_claim(door, path)
-        if found is not None and not signed and appearance(found) == appearance(before):
-            removed += reap(door, path, found, silent=True)
-    for path in _paths(layout, lambda name: split_scratch(name) is not None):
-        removed += _remove_orphan(door, path)
-    return removed
+        if young:
+            self.door.sleep(NEWBORN_GRACE)
+        for path, before in young:
+            found, signed = _look_at_claim(self.door, path)
+            if found is not None and not signed and appearance(found) == appearance(before):
+                self.attempt(reap, path, found, silent=True)
+
+    def scratch(self) -> None:
+        for path in _paths(self.layout, lambda name: split_scratch(name) is not None):
+            self.attempt(_remove_orphan, path)
 
 
 def _remove_orphan(door: Door, path: str) -> bool:
     """Remove a scratch unless the claim that goes with it is still there.
 
-    A scratch is made after its claim and removed before it, and this is called after the
-    scratch was seen, so a scratch without a claim has lost its owner.
+    A scratch is made after its claim, and this is called after the scratch was seen, so a
+    scratch without a claim has lost its owner, or its owner has no more use for it.
     """
     folder, name = os.path.split(path)
     parts = split_scratch(name)

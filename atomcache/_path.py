@@ -23,7 +23,7 @@ from ._errors import BuilderError, EntryNameError
 from ._header import NEVER, Damaged, assemble, parse, read_meta
 from ._keys import describe
 from ._log import logger
-from ._publish import MISS, Identity, identify, install_folder
+from ._publish import MISS, Identity, discard, identify, install_folder
 from ._value import fresh
 
 TYPE_CHECKING = False
@@ -230,7 +230,7 @@ class PathEntry:
         self._check_built(target)
         for name in door.listdir(scratch):  # what the builder left beside its target
             if name != self.name:
-                door.remove_tree(os.path.join(scratch, name))
+                discard(door, os.path.join(scratch, name))
         self._write_meta(os.path.join(scratch, META), took)
         if self.options.durable:
             door.sync_tree(scratch)

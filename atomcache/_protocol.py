@@ -224,10 +224,11 @@ class Protocol:
             if entry.options.on_store_error == "bypass":
                 logger().warning("%s is not stored: %s", entry.what(), error)
                 return Outcome(entry.keep_apart(made), stored=False)
-            return self._fail(claim, storage_error(entry, error))
+            return self._fail(claim, storage_error(entry.what(), entry.path, error))
         except Exception as error:  # a codec's, for a value that it can't store
             return self._fail(claim, error)
         if won:
+            claim.scratch_made = False
             return Outcome(value)
         published = entry.look(started)
         return None if published is MISS else Outcome(published)
@@ -244,7 +245,7 @@ class Protocol:
     def _without_storing(self, entry: Entry, error: OSError) -> Outcome:
         """Decide what to do where no claim can be had."""
         if entry.options.on_store_error != "bypass":
-            return Outcome(error=storage_error(entry, error))
+            return Outcome(error=storage_error(entry.what(), entry.path, error))
         logger().warning("%s is built without storing it: %s", entry.what(), error)
         running = _building.set((*_building.get(), claim_path(entry.path)))
         try:
@@ -416,14 +417,14 @@ class _Patience:
         )
 
 
-def storage_error(entry: Entry, error: OSError) -> StorageError:
-    """Say what could not be read or written, for which key, and what to do."""
+def storage_error(what: str, path: str, error: OSError) -> StorageError:
+    """Say what could not be read or written, for which key, where, and what to do."""
     remedy = _REMEDIES.get(error.errno or 0, "Look at the folder")
     return StorageError(
         error.errno or errno.EIO,
-        f"{entry.what()} can't be kept: {error.strerror or error}. {remedy}, or pass "
+        f"{what} can't be kept: {error.strerror or error}. {remedy}, or pass "
         "on_store_error='bypass' to build without storing",
-        error.filename or entry.path,
+        error.filename or path,
     )
 
 

@@ -4,8 +4,9 @@ What it is for: a scratch becomes the entry by one step that either happens or d
 The step fails if somebody else was first, so that no lock is needed for what readers
 see (rule: locks save work, they never protect data).
 
-- A file where nothing is: a hard link, which is atomic and refuses to replace.  Where
-  there are no hard links, a look and a rename; then the claim's lock has to do.
+- A file where nothing is: a hard link, which is atomic and refuses to replace (on Windows
+  a rename does).  Where there are no hard links, a look and a rename; then the claim's
+  lock has to do.
 - A folder where nothing is: a rename, which refuses to replace a folder that is filled.
 - Something that was found expired or damaged: only if it is still the same.
 
@@ -16,6 +17,8 @@ that has the file open makes a replacement fail, which is tried again for a whil
 from __future__ import annotations
 
 import errno
+
+from ._log import logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,14 +80,10 @@ def install_file(
     if always or (seen is not None and identify(door, path) == seen):
         persist(door, lambda: door.replace(scratch, path))
         return True
-    won = seen is None and _link(door, scratch, path)
-    if won is None:  # no hard links here
-        if identify(door, path) is None:
-            door.rename(scratch, path)
-            return True
-        won = False
+    if seen is None and _create(door, scratch, path):
+        return True
     door.unlink(scratch)
-    return won
+    return False
 
 
 def install_folder(door: Door, scratch: str, path: str, seen: Identity | None, trash: str) -> bool:
@@ -106,7 +105,7 @@ def install_folder(door: Door, scratch: str, path: str, seen: Identity | None, t
         return False
     finally:
         if seen is not None:
-            door.remove_tree(trash)
+            discard(door, trash)
     return True
 
 
@@ -116,8 +115,16 @@ def remove(door: Door, path: str, trash: str) -> bool:
         persist(door, lambda: door.rename(path, trash))
     except (FileNotFoundError, NotADirectoryError):
         return False
-    door.remove_tree(trash)
+    discard(door, trash)
     return True
+
+
+def discard(door: Door, path: str) -> None:
+    """Remove what nobody needs; what can't be removed is logged and left for `reap`."""
+    try:
+        door.remove_tree(path)
+    except OSError as error:
+        logger().warning("something is left for reap() to remove: %s: %s", path, error)
 
 
 def persist(door: Door, step: Callable[[], None]) -> None:
@@ -133,14 +140,23 @@ def persist(door: Door, step: Callable[[], None]) -> None:
         door.sleep(min(0.1, 0.001 * 2**attempt))
 
 
-def _link(door: Door, scratch: str, path: str) -> bool | None:
-    """Link a file to its place: `False` if it is taken, `None` if links don't exist."""
+def _create(door: Door, scratch: str, path: str) -> bool:
+    """Give a file its second name, or on Windows its new one; `False` if that is taken."""
     try:
+        if door.open_files_block:
+            # A rename refuses to replace there, and the scratch's name of a link could not
+            # be removed while a reader has the file open.
+            door.rename(scratch, path)
+            return True
         door.link(scratch, path)
     except FileExistsError:
         return False
     except OSError as error:
-        if error.errno in _NO_LINKS:
-            return None
-        raise
+        if error.errno not in _NO_LINKS:
+            raise
+        if identify(door, path) is not None:
+            return False
+        door.rename(scratch, path)
+        return True
+    door.unlink(scratch)
     return True

@@ -7,6 +7,20 @@ from atomcache import Cache
 from .crew import Crew
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--thorough",
+        action="store_true",
+        help="run the long version of the simulation, crash, power-cut, soak and fuzzing tests",
+    )
+
+
+@pytest.fixture(scope="session")
+def thorough(pytestconfig):
+    """Whether the long version was asked for."""
+    return pytestconfig.getoption("--thorough")
+
+
 @pytest.fixture
 def cache(tmp_path):
     return Cache(tmp_path / "cache")

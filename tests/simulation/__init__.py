@@ -1,0 +1,1 @@
+"""The real protocol over a simulated operating system, in every order that matters."""

@@ -1,0 +1,273 @@
+"""Who asks for what in a simulated world, and what must hold of every history.
+
+A `Scenario` sets contenders on one key and knows what they may return.  `check` is asked
+at the end of a history; what can only be seen while it happens (two builders at once, a
+published entry replaced or torn) is noted by the world as it happens.
+"""
+
+from __future__ import annotations
+
+from atomcache import Cache
+from atomcache._errors import AtomcacheError, StorageError
+from atomcache._header import Damaged, parse, payload_start
+from atomcache._keys import digest
+from atomcache._path import META
+
+from .world import World
+
+DIRECTORY = "/cache"
+SHARD_ENTRIES = {kind: digest(kind, "key").hex() for kind in (b"v", b"p")}
+
+
+class FactoryError(Exception):
+    """What failing factories raise."""
+
+
+class Scenario:
+    """Contenders on one key.
+
+    Parameters
+    ----------
+    roles
+        What each contender does: the name of one of the methods that begin with `do_`.
+    personality, machines
+        Of the world; contenders are dealt out to the machines in turn.
+    threads
+        Whether all contenders are threads of one process.
+    prompt
+        Whether every process is quick: the clock only moves when all wait.  Then even
+        where only heartbeats show life, nobody who lives is ever taken for dead.
+    options
+        Of the caches.
+    """
+
+    def __init__(
+        self,
+        roles=("get", "get"),
+        personality="posix",
+        machines=1,
+        *,
+        threads=False,
+        prompt=False,
+        made=True,
+        **options,
+    ):
+        self.roles = roles
+        self.personality = personality
+        self.machines = machines
+        self.threads = threads
+        self.prompt = prompt
+        self.made = made
+        self.options = {"codec": "bytes", **options}
+        self.path = any("path" in role or "folder" in role for role in roles)
+        self.single = personality in ("posix", "windows") or (personality == "nfs" and prompt)
+        """Whether two builders at once are a fault."""
+        self.stable = not set(roles) & {"set", "remove", "refresh"}
+        """Whether what is published once stays."""
+
+    # -- setting up --------------------------------------------------------------------
+
+    def set_up(self):
+        world = World(self.personality, self.machines)
+        world.scenario = self
+        world.completed = set()
+        world.builders = []
+        world.tokens = 0
+        world.mkdir(DIRECTORY)
+        if self.made:
+            world.mkdir(f"{DIRECTORY}/v1")
+            for name in {name[:2] for name in SHARD_ENTRIES.values()}:
+                world.mkdir(f"{DIRECTORY}/v1/{name}")
+        world.entry_names = set(SHARD_ENTRIES.values())
+        world.watch_publish = lambda *args: self.watch_publish(world, *args)
+        first = None
+        for place, role in enumerate(self.roles):
+            function = getattr(self, f"do_{role}")
+            process = world.start(
+                "ABCDEFGH"[place], function, place % self.machines, first if self.threads else None
+            )
+            first = first or process
+            if place == 0 or not self.threads:
+                process.door.cache = self.cache(process.door)
+        return world
+
+    def cache(self, door):
+        cache = Cache.__new__(Cache)
+        cache._given = {
+            "directory": DIRECTORY,
+            "allow": (),
+            "secret": None,
+            "shared": False,
+            "lease": 30.0,
+            **self.options,
+        }
+        cache._open(door)
+        return cache
+
+    # -- roles -------------------------------------------------------------------------
+
+    def do_get(self, process):
+        return process.door.cache.get_or_create("key", lambda: self.build(process))
+
+    def do_fail(self, process):
+        return process.door.cache.get_or_create("key", lambda: self.build(process, fail=True))
+
+    def do_set(self, process):
+        value = f"set by {process.name}".encode()
+        process.world.completed.add(value)
+        process.door.cache.set("key", value)
+        return value
+
+    def do_remove(self, process):
+        process.door.cache.remove("key")
+
+    def do_reap(self, process):
+        process.door.cache.reap()
+
+    def do_refresh(self, process):
+        return process.door.cache.get_or_create("key", lambda: self.build(process), max_age=10.0)
+
+    def do_get_path(self, process):
+        path = process.door.cache.get_or_create_path(
+            "key", lambda target: self.build_file(process, str(target)), name="made"
+        )
+        return read_whole(process.world, str(path))
+
+    def do_get_folder(self, process):
+        def build(target):
+            process.door.mkdir(str(target))
+            self.build_file(process, f"{target}/inside")
+
+        path = process.door.cache.get_or_create_path("key", build, name="made")
+        return read_whole(process.world, f"{path}/inside")
+
+    def build(self, process, fail=False):
+        """Be a factory: begin, take a while, end."""
+        world = process.world
+        self.begin(process)
+        try:
+            process.door.step("factory", "begins")
+            process.door.step("factory", "ends")
+            if fail:
+                raise FactoryError(process.name)
+            world.tokens += 1
+            value = f"by {process.name}, number {world.tokens}".encode()
+            world.completed.add(value)
+            process.past = hash((process.past, value))
+        finally:
+            process.building = False
+        return value
+
+    def build_file(self, process, target):
+        value = self.build(process)
+        fd = process.door.open(target, 0o101)
+        process.door.write(fd, value)
+        process.door.close(fd)
+
+    def begin(self, process):
+        process.building = True
+        world = process.world
+        at_it = [each.name for each in world.processes if each.building and each.alive]
+        if len(at_it) > 1 and self.single:
+            world.faults.append(f"two builders at once: {' and '.join(at_it)}")
+
+    # -- checks ------------------------------------------------------------------------
+
+    def watch_publish(self, world, process, name, inode, old):
+        try:
+            content = whole(inode)
+        except (Damaged, KeyError) as why:
+            world.faults.append(f"{process.name} published something torn: {why}")
+            return
+        if content not in world.completed:
+            world.faults.append(f"{process.name} published what nobody completed: {content!r}")
+        if old is not None and self.stable and not world.hostile:
+            world.faults.append(f"{process.name} replaced what was published")
+
+    def check(self, world):
+        """Return what is wrong with a history that has come to its end."""
+        faults = list(world.faults)
+        returned = []
+        for process in world.processes:
+            if not process.alive:
+                continue
+            if process.error is not None:
+                if not self.may_raise(world, process.error):
+                    faults.append(f"{process.name} raised {process.error!r}")
+            elif process.result is not None:
+                returned.append(process.result)
+                if process.result not in world.completed:
+                    faults.append(f"{process.name} returned {process.result!r}: nobody made that")
+        last = self.read_at_rest(world, faults)
+        if self.stable and self.personality != "hostile":
+            for value in set(returned) - {last}:
+                faults.append(f"some got {value!r}, later callers {last!r}")
+        self.check_tidy(world, faults)
+        return faults
+
+    def may_raise(self, world, error):
+        if isinstance(error, StorageError):
+            return world.failures_made > 0
+        if isinstance(error, FactoryError):
+            return "fail" in self.roles
+        return isinstance(error, AtomcacheError) and error.__class__.__name__ == "BuildTimeout"
+
+    def read_at_rest(self, world, faults):
+        """Ask once more on each machine when all is quiet; all must get the same."""
+        role = next((r for r in self.roles if r in ("get_path", "get_folder")), "get")
+        answers = []
+        for machine in range(self.machines):
+            process = world.start(f"late {machine}", getattr(self, f"do_{role}"), machine)
+            process.door.cache = self.cache(process.door)
+            run_alone(world, process, faults)
+            answers.append(process.result)
+        if len(set(answers)) > 1:
+            faults.append(f"callers after the last publish got {answers}")
+        if answers[0] not in world.completed:
+            faults.append(f"a late caller got {answers[0]!r}: nobody made that")
+        return answers[0]
+
+    def check_tidy(self, world, faults):
+        for machine in range(self.machines):
+            process = world.start(f"reaper {machine}", self.do_reap, machine)
+            process.door.cache = self.cache(process.door)
+            run_alone(world, process, faults)
+        for shard in world.find(f"{DIRECTORY}/v1").folder.values():
+            left = [name for name in shard.folder if ".temp" in name]
+            if left:
+                faults.append(f"left over when all is quiet: {', '.join(left)}")
+
+
+def run_alone(world, process, faults, most=2000):
+    """Let one process run to its end."""
+    for _ in range(most):
+        if process.done:
+            break
+        if not process.ready():
+            if process.wakes is None:
+                faults.append(f"{process.name} waits for ever")
+                return
+            world.advance(process.wakes)
+        process.greenlet.switch()
+    else:
+        faults.append(f"{process.name} does not come to an end")
+    if process.error is not None:
+        faults.append(f"{process.name}, alone, raised {process.error!r}")
+
+
+def whole(inode):
+    """Return what an entry holds; raise if it is not whole."""
+    if inode.folder is None:
+        header = parse(inode.data)
+        payload = inode.data[payload_start(header) :]
+        if len(payload) != header.payload_size:
+            raise Damaged("the payload is not whole")
+        return payload
+    parse(inode.folder[META].data)
+    made = inode.folder["made"]
+    return (made if made.folder is None else made.folder["inside"]).data
+
+
+def read_whole(world, path):
+    """Return a file's content as another program would read it."""
+    return world.find(path).data

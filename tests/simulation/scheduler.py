@@ -1,0 +1,258 @@
+"""Who goes next: every order there is, or one drawn by a seed.
+
+`explore` tries every interleaving of a scenario, with a limited number of kills at every
+possible place.  Two orders that lead to the same state (the same files, locks and time,
+and processes that have seen the same) have the same future, so each state is left in
+each direction once.  `draw` plays one random history, with kills, pauses and failing
+calls; the same seed gives the same history, step by step.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+
+from greenlet import getcurrent
+
+ERRORS = (errno.EIO, errno.ENOSPC, errno.EMFILE, errno.EACCES, errno.EDQUOT)
+
+
+class Stuck(Exception):
+    """A history in which somebody neither returns nor raises."""
+
+
+class Run:
+    """One history in the making."""
+
+    def __init__(self, scenario, recording=False):
+        self.scenario = scenario
+        self.world = scenario.set_up()
+        self.world.hub = getcurrent()
+        self.world.failures_made = 0
+        self.lines = [] if recording else None
+
+    def choices(self, kills):
+        """Return what can happen next; nothing, when all is quiet."""
+        world = self.world
+        ready = [p for p in world.processes if p.ready()]
+        found = [("go", p) for p in ready]
+        if not (ready and self.scenario.prompt):
+            asleep = [p for p in world.processes if p.asleep()]
+            if asleep:
+                found.append(("tick", min(asleep, key=lambda p: p.wakes)))
+        if kills:
+            found += [("kill", p) for p in ready if p.pending != "start"]
+        paused = [p for p in world.processes if p.alive and p.paused]
+        if not found and paused:
+            found = [("resume", p) for p in paused]
+        if not found and any(p.alive and not p.done for p in world.processes):
+            raise Stuck("nobody can go on")
+        return found
+
+    def do(self, action, process):
+        world = self.world
+        if self.lines is not None:
+            self.lines.append((world.now, process.name, action, process.pending, process.argument))
+        if action == "go":
+            process.greenlet.switch()
+        elif action == "tick":
+            world.advance(process.wakes)
+        elif action == "kill":
+            world.kill(process)
+        elif action == "pause":
+            process.paused = True
+        elif action == "resume":
+            process.paused = False
+        else:
+            process.fault = action
+            world.failures_made += 1
+            process.greenlet.switch()
+
+    def finish(self):
+        """Check the history and take the world down."""
+        try:
+            return self.scenario.check(self.world)
+        finally:
+            self.world.bury()
+
+    def told(self):
+        """Return the history for people to read."""
+        short = self.scenario_names()
+        lines = []
+        for now, name, action, pending, argument in self.lines:
+            what = f"{pending} {short(argument)}".strip()
+            if action != "go":
+                number = isinstance(action, int)
+                what = f"{what} fails: {errno.errorcode[action]}" if number else f"{action}s"
+                if action == "tick":
+                    what = "(the clock moves on)"
+                elif action == "kill":
+                    what = f"is killed before: {pending} {short(argument)}"
+            lines.append(f"{now:9.3f} {name:9} {what}")
+        return "\n".join(lines)
+
+    @staticmethod
+    def scenario_names():
+        from .scenario import SHARD_ENTRIES
+
+        def short(argument):
+            text = str(argument)
+            for name in SHARD_ENTRIES.values():
+                text = text.replace(f"/cache/v1/{name[:2]}/{name}", "data")
+            return text
+
+        return short
+
+
+class Found(Exception):
+    """A history that breaks a promise."""
+
+    def __init__(self, faults, choices, story):
+        super().__init__("; ".join(faults))
+        self.faults = faults
+        self.choices = choices
+        self.story = story
+
+
+def replay(scenario, choices, recording=True):
+    """Play the history that a list of choices stands for; return its faults and story."""
+    run = Run(scenario, recording)
+    kills = sum(1 for action, _ in choices if action == "kill")
+    try:
+        for action, place in choices:
+            run.choices(kills)
+            run.do(action, run.world.processes[place])
+        faults = list(run.world.faults)
+        if not any(p.alive and not p.done for p in run.world.processes):
+            faults = run.scenario.check(run.world)
+        return faults, run.told() if recording else ""
+    finally:
+        run.world.bury()
+
+
+def explore(scenario, kills=0, most_steps=400, most_runs=None, early_ticks=2):
+    """Try every order; return how many histories and states there were.
+
+    Parameters
+    ----------
+    kills
+        How many processes may be killed in one history, anywhere.
+    early_ticks
+        How often in one history the clock may move although somebody could go on: a
+        process that is slow, not dead.
+
+    Raises
+    ------
+    Found
+        For the first history that breaks a promise.
+    """
+    seen = set()
+    todo = [()]
+    runs = 0
+    while todo:
+        if most_runs is not None and runs >= most_runs:
+            break
+        prefix = todo.pop()
+        runs += 1
+        _explore_one(scenario, prefix, kills, most_steps, early_ticks, seen, todo)
+    return runs, len(seen), not todo
+
+
+def _explore_one(scenario, prefix, kills, most_steps, early_ticks, seen, todo):
+    run = Run(scenario)
+    world = run.world
+    places = {}
+    done = []
+    ticks = early_ticks
+    try:
+        for step in range(most_steps):
+            try:
+                found = run.choices(kills)
+            except Stuck as why:
+                raise Found([str(why)], done, "") from None
+            if not found:
+                break
+            waiting = found[0][0] != "go"
+            if not ticks and not waiting:
+                found = [choice for choice in found if choice[0] != "tick"]
+            if step < len(prefix):
+                choice = prefix[step]
+            else:
+                state = hash((world.state(), kills, ticks))
+                if state in seen:
+                    return
+                seen.add(state)
+                options = [(action, world.processes.index(p)) for action, p in found]
+                choice = options[0]
+                todo.extend((*done, option) for option in options[1:])
+            done.append(choice)
+            action, place = choice
+            if action == "tick" and not waiting:
+                ticks -= 1
+            elif action == "kill":
+                kills -= 1
+            run.do(action, world.processes[place])
+            if world.faults:
+                raise Found(world.faults, done, "")
+        else:
+            raise Found(["it does not come to an end"], done, "")
+        faults = scenario.check(world)
+        if faults:
+            raise Found(faults, done, "")
+    finally:
+        world.bury()
+        del places
+
+
+def draw(scenario, seed, kills=1, pauses=1, failures=0, most_steps=4000, recording=False):
+    """Play one history drawn by a seed; return its faults (none is good) and its run."""
+    dice = random.Random(seed)
+    run = Run(scenario, recording)
+    world = run.world
+    chance = dice.random
+    sticky = dice.choice((0.0, 0.5, 0.8, 0.95))  # how often the same one goes on
+    last = None
+    faults = []
+    try:
+        for _ in range(most_steps):
+            try:
+                found = run.choices(False)
+            except Stuck as why:
+                faults = [str(why)]
+                break
+            if not found:
+                break
+            luck = chance()
+            if luck < 0.03 and kills + pauses + failures:
+                ready = [p for action, p in found if action == "go" and p.pending != "start"]
+                paused = [p for p in world.processes if p.paused and p.alive]
+                if paused and luck < 0.01:
+                    run.do("resume", dice.choice(paused))
+                    continue
+                if ready:
+                    victim = dice.choice(ready)
+                    if kills and luck < 0.02:
+                        kills -= 1
+                        run.do("kill", victim)
+                        continue
+                    if pauses and luck < 0.025:
+                        pauses -= 1
+                        run.do("pause", victim)
+                        continue
+                    if failures and victim.pending not in ("factory", "sleep", "wait"):
+                        failures -= 1
+                        run.do(dice.choice(ERRORS), victim)
+                        continue
+            choice = None
+            if last is not None and chance() < sticky:
+                choice = next((each for each in found if each[1] is last), None)
+            if choice is None:
+                choice = found[int(chance() * len(found))]
+            last = choice[1]
+            run.do(*choice)
+        else:
+            faults = ["it does not come to an end"]
+        faults = faults or run.scenario.check(world)
+        return faults or list(world.faults), run
+    finally:
+        world.bury()
