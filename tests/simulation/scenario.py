@@ -7,15 +7,18 @@ published entry replaced or torn) is noted by the world as it happens.
 
 from __future__ import annotations
 
+import os
+
 from atomcache import Cache
 from atomcache._errors import AtomcacheError, StorageError
-from atomcache._header import Damaged, parse, payload_start
+from atomcache._header import Damaged, assemble, parse, payload_start
 from atomcache._keys import digest
 from atomcache._path import META
 
 from .world import World
 
 DIRECTORY = "/cache"
+MAX_AGE = 1_000_000.0
 SHARD_ENTRIES = {kind: digest(kind, "key").hex() for kind in (b"v", b"p")}
 
 
@@ -62,8 +65,10 @@ class Scenario:
         self.path = any("path" in role or "folder" in role for role in roles)
         self.single = personality in ("posix", "windows") or (personality == "nfs" and prompt)
         """Whether two builders at once are a fault."""
-        self.stable = not set(roles) & {"set", "remove", "refresh"}
+        self.stable = not set(roles) & {"set", "remove"}
         """Whether what is published once stays."""
+        self.most_builds = None if set(roles) & {"fail", "set", "remove"} else 1
+        """How many builds may begin if nobody is killed and no call fails."""
 
     # -- setting up --------------------------------------------------------------------
 
@@ -80,6 +85,9 @@ class Scenario:
                 world.mkdir(f"{DIRECTORY}/v1/{name}")
         world.entry_names = set(SHARD_ENTRIES.values())
         world.watch_publish = lambda *args: self.watch_publish(world, *args)
+        world.kills = world.begun = 0
+        if "refresh" in self.roles:
+            self.put_expired_entry(world)
         first = None
         for place, role in enumerate(self.roles):
             function = getattr(self, f"do_{role}")
@@ -104,6 +112,25 @@ class Scenario:
         cache._open(door)
         return cache
 
+    def put_expired_entry(self, world):
+        value = b"expired long ago"
+        world.completed.add(value)
+        parts = assemble(
+            digest=bytes.fromhex(SHARD_ENTRIES[b"v"]),
+            codec=b"bytes".ljust(24, b"\0"),
+            form=0,
+            created=world.now - 2 * MAX_AGE,
+            expires=world.now - MAX_AGE,
+            took=0.0,
+            meta={"key": "key", "tags": []},
+            payload=value,
+            seal=bytes(32),
+        )
+        name = SHARD_ENTRIES[b"v"]
+        folder = world.find(f"{DIRECTORY}/v1/{name[:2]}")
+        world.expired = folder.folder[name] = world._inode(False)
+        world.expired.data = b"".join(parts)
+
     # -- roles -------------------------------------------------------------------------
 
     def do_get(self, process):
@@ -125,7 +152,22 @@ class Scenario:
         process.door.cache.reap()
 
     def do_refresh(self, process):
-        return process.door.cache.get_or_create("key", lambda: self.build(process), max_age=10.0)
+        return process.door.cache.get_or_create(
+            "key", lambda: self.build(process), max_age=MAX_AGE
+        )
+
+    def do_get_slow(self, process):
+        """Get by a factory that takes longer than several leases."""
+
+        def factory():
+            value = self.build(process, slow=True)
+            return value
+
+        return process.door.cache.get_or_create("key", factory)
+
+    def do_loop(self, process):
+        """Get by the document's loop instead of the library; the control."""
+        return document_loop(process.door, lambda write: write(self.build(process)))
 
     def do_get_path(self, process):
         path = process.door.cache.get_or_create_path(
@@ -141,12 +183,14 @@ class Scenario:
         path = process.door.cache.get_or_create_path("key", build, name="made")
         return read_whole(process.world, f"{path}/inside")
 
-    def build(self, process, fail=False):
+    def build(self, process, fail=False, slow=False):
         """Be a factory: begin, take a while, end."""
         world = process.world
         self.begin(process)
         try:
             process.door.step("factory", "begins")
+            if slow:
+                process.door.sleep(100.0)
             process.door.step("factory", "ends")
             if fail:
                 raise FactoryError(process.name)
@@ -167,6 +211,7 @@ class Scenario:
     def begin(self, process):
         process.building = True
         world = process.world
+        world.begun += 1
         at_it = [each.name for each in world.processes if each.building and each.alive]
         if len(at_it) > 1 and self.single:
             world.faults.append(f"two builders at once: {' and '.join(at_it)}")
@@ -175,13 +220,14 @@ class Scenario:
 
     def watch_publish(self, world, process, name, inode, old):
         try:
-            content = whole(inode)
+            content = inode.data if "loop" in self.roles else whole(inode)
         except (Damaged, KeyError) as why:
             world.faults.append(f"{process.name} published something torn: {why}")
             return
         if content not in world.completed:
             world.faults.append(f"{process.name} published what nobody completed: {content!r}")
-        if old is not None and self.stable and not world.hostile:
+        expected = getattr(world, "expired", None)
+        if old is not None and old is not expected and self.stable and not world.hostile:
             world.faults.append(f"{process.name} replaced what was published")
 
     def check(self, world):
@@ -198,6 +244,10 @@ class Scenario:
                 returned.append(process.result)
                 if process.result not in world.completed:
                     faults.append(f"{process.name} returned {process.result!r}: nobody made that")
+        if self.most_builds and self.single and not world.failures_made:
+            allowed = self.most_builds + world.kills
+            if world.begun > allowed:
+                faults.append(f"{world.begun} builds began, and {world.kills} were killed")
         last = self.read_at_rest(world, faults)
         if self.stable and self.personality != "hostile":
             for value in set(returned) - {last}:
@@ -214,7 +264,8 @@ class Scenario:
 
     def read_at_rest(self, world, faults):
         """Ask once more on each machine when all is quiet; all must get the same."""
-        role = next((r for r in self.roles if r in ("get_path", "get_folder")), "get")
+        fixed = ("get_path", "get_folder", "refresh", "loop")
+        role = next((r for r in self.roles if r in fixed), "get")
         answers = []
         for machine in range(self.machines):
             process = world.start(f"late {machine}", getattr(self, f"do_{role}"), machine)
@@ -271,3 +322,42 @@ def whole(inode):
 def read_whole(world, path):
     """Return a file's content as another program would read it."""
     return world.find(path).data
+
+
+def document_loop(door, build):
+    """Play the document's loop through a door; see `tests/document_loop.py`."""
+    shard = SHARD_ENTRIES[b"v"][:2]
+    data = f"{DIRECTORY}/v1/{shard}/{SHARD_ENTRIES[b'v']}"
+    temp = f"{data}.temp"
+    for _ in range(200):
+        try:
+            door.unlink(temp)
+        except FileNotFoundError:
+            try:
+                fd = door.open(data, 0)
+            except FileNotFoundError:
+                pass
+            else:
+                content = door.read(fd, 1000)
+                door.close(fd)
+                return content
+        except PermissionError:
+            door.sleep(0.1)
+            continue
+        try:
+            fd = door.open(temp, os.O_CREAT | os.O_EXCL)
+        except FileExistsError:
+            door.sleep(0.1)
+            continue
+        build(lambda content, fd=fd: write_by_halves(door, fd, content))
+        door.close(fd)
+        try:
+            door.replace(temp, data)
+        except FileNotFoundError:
+            continue
+    raise AssertionError("the loop does not end")
+
+
+def write_by_halves(door, fd, content):
+    door.write(fd, content[:5])
+    door.write(fd, content[5:])

@@ -30,6 +30,7 @@ class Run:
         self.world.hub = getcurrent()
         self.world.failures_made = 0
         self.lines = [] if recording else None
+        self.steps = []
 
     def choices(self, kills):
         """Return what can happen next; nothing, when all is quiet."""
@@ -51,6 +52,7 @@ class Run:
 
     def do(self, action, process):
         world = self.world
+        self.steps.append(action)
         if self.lines is not None:
             self.lines.append((world.now, process.name, action, process.pending, process.argument))
         if action == "go":
@@ -58,6 +60,7 @@ class Run:
         elif action == "tick":
             world.advance(process.wakes)
         elif action == "kill":
+            world.kills += 1
             world.kill(process)
         elif action == "pause":
             process.paused = True
@@ -105,13 +108,16 @@ class Run:
 
 
 class Found(Exception):
-    """A history that breaks a promise."""
+    """A history that breaks a promise; told as a story when it is shown."""
 
-    def __init__(self, faults, choices, story):
-        super().__init__("; ".join(faults))
+    def __init__(self, scenario, faults, choices):
+        super().__init__(faults)
+        self.scenario = scenario
         self.faults = faults
         self.choices = choices
-        self.story = story
+
+    def __str__(self):
+        return f"{'; '.join(self.faults)}\n{replay(self.scenario, self.choices)[1]}"
 
 
 def replay(scenario, choices, recording=True):
@@ -130,13 +136,18 @@ def replay(scenario, choices, recording=True):
         run.world.bury()
 
 
-def explore(scenario, kills=0, most_steps=400, most_runs=None, early_ticks=2):
+def explore(
+    scenario, kills=0, most_steps=400, most_runs=None, early_ticks=2, collect=None
+):
     """Try every order; return how many histories and states there were.
 
     Parameters
     ----------
     kills
         How many processes may be killed in one history, anywhere.
+    collect
+        A list to which histories that break a promise are added, instead of raising the
+        first one.
     early_ticks
         How often in one history the clock may move although somebody could go on: a
         process that is slow, not dead.
@@ -154,14 +165,18 @@ def explore(scenario, kills=0, most_steps=400, most_runs=None, early_ticks=2):
             break
         prefix = todo.pop()
         runs += 1
-        _explore_one(scenario, prefix, kills, most_steps, early_ticks, seen, todo)
+        try:
+            _explore_one(scenario, prefix, kills, most_steps, early_ticks, seen, todo)
+        except Found as found:
+            if collect is None:
+                raise
+            collect.append(found)
     return runs, len(seen), not todo
 
 
 def _explore_one(scenario, prefix, kills, most_steps, early_ticks, seen, todo):
     run = Run(scenario)
     world = run.world
-    places = {}
     done = []
     ticks = early_ticks
     try:
@@ -169,7 +184,7 @@ def _explore_one(scenario, prefix, kills, most_steps, early_ticks, seen, todo):
             try:
                 found = run.choices(kills)
             except Stuck as why:
-                raise Found([str(why)], done, "") from None
+                raise Found(scenario, [str(why)], done) from None
             if not found:
                 break
             waiting = found[0][0] != "go"
@@ -193,15 +208,14 @@ def _explore_one(scenario, prefix, kills, most_steps, early_ticks, seen, todo):
                 kills -= 1
             run.do(action, world.processes[place])
             if world.faults:
-                raise Found(world.faults, done, "")
+                raise Found(scenario, list(world.faults), done)
         else:
-            raise Found(["it does not come to an end"], done, "")
+            raise Found(scenario, ["it does not come to an end"], done)
         faults = scenario.check(world)
         if faults:
-            raise Found(faults, done, "")
+            raise Found(scenario, faults, done)
     finally:
         world.bury()
-        del places
 
 
 def draw(scenario, seed, kills=1, pauses=1, failures=0, most_steps=4000, recording=False):
@@ -256,3 +270,35 @@ def draw(scenario, seed, kills=1, pauses=1, failures=0, most_steps=4000, recordi
         return faults or list(world.faults), run
     finally:
         world.bury()
+
+
+def hunt(scenario, kills=0, pauses=0, most=20_000, enough=20):
+    """Look for histories that break a promise; return the shortest found and how many tried.
+
+    With pauses, histories are drawn by the seeds 0, 1, 2, ...; without, all orders are
+    tried one after another.
+    """
+    found = []
+    if not pauses:
+        tried, _, _ = explore(scenario, kills, 3000, min(most, 4000), collect=found)
+    else:
+        for tried in range(1, most + 1):  # noqa: B007
+            faults, run = draw(scenario, tried, kills, pauses)
+            if faults:
+                found.append(Drawn(scenario, faults, run, tried, kills, pauses))
+                if len(found) == enough:
+                    break
+    return min(found, key=lambda each: len(each.choices), default=None), tried
+
+
+class Drawn(Found):
+    """A history that breaks a promise, told by its seed."""
+
+    def __init__(self, scenario, faults, run, seed, kills, pauses):
+        super().__init__(scenario, faults, run.steps)
+        self.drawn = (seed, kills, pauses)
+
+    def __str__(self):
+        seed, kills, pauses = self.drawn
+        _, run = draw(self.scenario, seed, kills, pauses, recording=True)
+        return f"{'; '.join(self.faults)}\nseed {seed}\n{run.told()}"

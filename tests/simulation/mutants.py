@@ -1,0 +1,213 @@
+"""Planted faults: the protocol with one thing wrong, each of which the lab must catch.
+
+Each mutant is a function that breaks the library through pytest's `monkeypatch`, with the
+scenario in which it is to be found.  Those that need a process that is paused for long are
+looked for in random histories (`pauses`), the others in all orders that there are.
+"""
+
+from __future__ import annotations
+
+import atomcache._claim as claim_module
+import atomcache._protocol as protocol_module
+import atomcache._value as value_module
+from atomcache import _path
+from atomcache._claim import Claim, Record, claim_path
+from atomcache._door import CREATE
+from atomcache._protocol import Protocol
+from atomcache._publish import MISS
+
+from .scenario import Scenario
+
+MUTANTS = {}
+
+
+def mutant(scenario, **search):
+    def register(function):
+        MUTANTS[function.__name__] = (function, scenario, search)
+        return function
+
+    return register
+
+
+TWO = Scenario(("get", "get"))
+THREE = Scenario(("get", "get", "get"))
+NFS_PROMPT = Scenario(("get", "get"), "nfs", 2, prompt=True)
+NFS = Scenario(("get", "get"), "nfs", 2)
+
+
+@mutant(TWO, pauses=1)
+def no_inode_check(patch):
+    """Take a name for the file that was opened if only there is something by that name."""
+
+    def leads_to(door, path, found):
+        try:
+            door.lstat(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    patch.setattr(claim_module, "leads_to", leads_to)
+    patch.setattr(protocol_module, "leads_to", leads_to)
+
+
+@mutant(TWO)
+def no_look_under_the_claim(patch):
+    """Build at once when the claim is had, without looking again."""
+    build = Protocol._build
+
+    class Blind:
+        def __init__(self, entry):
+            self.__dict__.update(vars(entry))
+            self.entry = entry
+
+        def __getattr__(self, name):
+            return getattr(self.entry, name)
+
+        def identity(self):
+            return None
+
+        def look(self, started):
+            self.look = self.entry.look
+            return MISS
+
+    patch.setattr(Protocol, "_build", lambda self, e, c, s: build(self, Blind(e), c, s))
+
+
+@mutant(THREE, kills=1, pauses=1)
+def reap_without_lock(patch):
+    """Remove a claim that looked abandoned without taking its lock first."""
+    reap, try_lock = claim_module.reap, claim_module._try_lock
+
+    def reap_boldly(door, path, seen, *, silent):
+        door.me().reaping = True
+        try:
+            return reap(door, path, seen, silent=silent)
+        finally:
+            door.me().reaping = False
+
+    patch.setattr(protocol_module, "reap", reap_boldly)
+    patch.setattr(
+        claim_module,
+        "_try_lock",
+        lambda door, fd: getattr(door.me(), "reaping", False) or try_lock(door, fd),
+    )
+
+
+@mutant(THREE, kills=1, pauses=1)
+def scratch_reused(patch):
+    """Give every builder's scratch the same name."""
+    init = Claim.__init__
+
+    def make(self, door, path, fd, locked, lease):
+        init(self, door, path, fd, locked, lease)
+        self.token = "00"
+        self.scratch = f"{path}.00"
+
+    patch.setattr(Claim, "__init__", make)
+
+
+@mutant(TWO)
+def claim_removed_before_publish(patch):
+    """Let others in when the factory is done, before its result can be seen."""
+    publish = value_module.ValueEntry.publish
+
+    def late(self, scratch, value, took, seen):
+        self.door.unlink(claim_path(self.path))
+        return publish(self, scratch, value, took, seen)
+
+    patch.setattr(value_module.ValueEntry, "publish", late)
+
+
+@mutant(NFS_PROMPT)
+def newborn_grace_dropped(patch):
+    """Take an unsigned claim for an abandoned one at once."""
+    patch.setattr(protocol_module, "NEWBORN_GRACE", 0.0)
+
+
+@mutant(NFS, pauses=1)
+def replace_instead_of_first_wins(patch):
+    """Publish over whatever is there."""
+    install = value_module.install_file
+    patch.setattr(
+        value_module,
+        "install_file",
+        lambda door, scratch, path, seen, always=False: install(
+            door, scratch, path, seen, always=True
+        ),
+    )
+
+
+@mutant(Scenario(("refresh", "refresh"), "nfs", 2), pauses=1)
+def expired_entry_replaced_unseen(patch):
+    """Replace an entry without asking whether it is still the one found expired."""
+    install = value_module.install_file
+    patch.setattr(
+        value_module,
+        "install_file",
+        lambda door, scratch, path, seen, always=False: install(
+            door, scratch, path, seen, always=seen is not None
+        ),
+    )
+
+
+@mutant(Scenario(("get_slow", "get_slow"), "nfs", 2, prompt=True))
+def no_heartbeat(patch):
+    """Never touch the claim."""
+    sign = Claim.sign
+
+    def silent(self, what):
+        sign(self, what)
+        self.door.stop_heartbeat(self.fd)
+
+    patch.setattr(Claim, "sign", silent)
+
+
+@mutant(NFS_PROMPT)
+def clocks_of_two_machines_compared(patch):
+    """Judge a heartbeat's age by the claim's time and the reader's clock."""
+    patch.setattr(
+        protocol_module._Patience,
+        "unchanged",
+        lambda self, found: self._door.time() - found.st_mtime,
+    )
+
+
+@mutant(NFS_PROMPT)
+def any_free_lock_is_proof(patch):
+    """Trust a free lock, whoever the owner is."""
+    patch.setattr(Record, "lock_is_proof", lambda self, door, found: True)
+
+
+@mutant(TWO)
+def lock_never_let_go(patch):
+    """Forget to unlock and close the claim when the build is done."""
+    let_go = claim_module._let_go
+    patch.setattr(
+        claim_module,
+        "_let_go",
+        lambda door, fd, locked: None if locked else let_go(door, fd, locked),
+    )
+
+
+@mutant(Scenario(("get_path", "get_path")))
+def path_built_in_place(patch):
+    """Let the builder work where readers look, instead of in a scratch."""
+    build = _path.PathEntry.build
+
+    def in_place(self, scratch):
+        self.door.mkdir(self.path)
+        fd = self.door.open(f"{self.path}/.atomcache", CREATE)
+        self.door.close(fd)
+        build(self, self.path)
+        return build(self, scratch)
+
+    patch.setattr(_path.PathEntry, "build", in_place)
+
+
+@mutant(TWO, kills=1)
+def dead_owners_scratch_forgotten(patch):
+    """Reap a dead owner's claim, and leave its scratch for ever."""
+    patch.setattr(claim_module, "discard", lambda door, path: None)
+    from atomcache import _listing
+
+    patch.setattr(_listing, "_remove_orphan", lambda door, path: False)
