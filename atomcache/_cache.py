@@ -89,8 +89,10 @@ class Cache:
         **options: Unpack[CallOptions],
     ) -> None:
         place: Any = directory if isinstance(directory, str) else _path_of(directory)
-        if not isinstance(place, str) or not place or "\0" in place:
+        if not isinstance(place, str) or not place or "\0" in place or not _encodable(place):
             raise OptionError(f"directory must be the path of a folder, not {directory!r}")
+        if isinstance(allow, str | bytes | type) or not hasattr(allow, "__iter__"):
+            raise OptionError(f"allow must be several classes, as a list or tuple, not {allow!r}")
         self._given = {
             "directory": os.path.abspath(place),
             "allow": tuple(allow),
@@ -455,6 +457,14 @@ class Cache:
 
 def _path_of(directory: object) -> object:
     return os.fspath(directory) if isinstance(directory, os.PathLike) else None
+
+
+def _encodable(path: str) -> bool:
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_callable(what: str, given: object) -> None:

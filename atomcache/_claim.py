@@ -262,7 +262,7 @@ def read_record(door: Door, fd: int) -> Record | None:
     for line in data.split(b"\n")[:-1]:  # what follows the last newline is being written
         name, _, value = line.partition(b" ")
         try:
-            fields[name.decode("ascii")] = value.decode("unicode_escape")
+            fields[name.decode("ascii")] = _unescaped(value.decode("utf-8", "surrogatepass"))
         except UnicodeDecodeError:
             return None
     try:
@@ -428,4 +428,9 @@ def _unlink_closed(door: Door, path: str) -> None:
 
 
 def _line(name: str, value: str) -> bytes:
-    return f"{name} ".encode() + value.encode("unicode_escape") + b"\n"
+    escaped = value.replace("%", "%25").replace("\n", "%0A")
+    return f"{name} {escaped}\n".encode("utf-8", "surrogatepass")
+
+
+def _unescaped(value: str) -> str:
+    return value.replace("%0A", "\n").replace("%25", "%")

@@ -128,6 +128,8 @@ class CodecTable:
     """
 
     def __init__(self, directory: str, allow: Sequence[type], secret: bytes | None) -> None:
+        if secret is not None and (type(secret) is not bytes or len(secret) < SHORTEST_SECRET):
+            raise OptionError(f"secret must be at least {SHORTEST_SECRET} bytes of type bytes")
         self._directory = directory
         self._allow = allow
         self._secret = secret
@@ -161,6 +163,9 @@ class CodecTable:
             "or pass an object with name, encode and decode"
         )
 
+
+SHORTEST_SECRET = 16
+"""Bytes: as long as an AES-128 key."""
 
 OUT_OF_BAND_SIZE = 16_384
 """Bytes from which a buffer is stored apart and mapped; below, copying is cheaper."""

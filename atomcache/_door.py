@@ -42,10 +42,12 @@ else:
 _CONTENDED = (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK)
 _O_BINARY = getattr(os, "O_BINARY", 0)
 
-READ = os.O_RDONLY | _O_BINARY
+_O_NONBLOCK = getattr(os, "O_NONBLOCK", 0)  # a FIFO planted in a file's place never blocks
+
+READ = os.O_RDONLY | _O_BINARY | _O_NONBLOCK
 """Flags to read an entry."""
-PROBE = os.O_RDWR | _O_BINARY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
-"""Flags to look at somebody's claim; never blocks on a FIFO planted in its place."""
+PROBE = os.O_RDWR | _O_BINARY | _O_NONBLOCK | getattr(os, "O_NOFOLLOW", 0)
+"""Flags to look at somebody's claim."""
 CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | _O_BINARY | getattr(os, "O_NOFOLLOW", 0)  # mode 'x'
 """Flags of exclusive creation, the primitive lock of the whole protocol."""
 
@@ -275,7 +277,7 @@ def _boot_id() -> str:
     """
     try:
         fd = os.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY)
-    except OSError:
+    except (FileNotFoundError, PermissionError):
         import uuid
 
         return f"node-{uuid.getnode():012x}"

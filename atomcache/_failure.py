@@ -17,12 +17,15 @@ counts as none, and whoever waited looks again.
 from __future__ import annotations
 
 import sys
+from types import ModuleType
 
 from ._errors import BuildFailedError, RemoteTraceback
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+_names_of_class = type.__dict__["__dict__"].__get__
 
 _LONGEST_TRACEBACK = 50_000
 """Characters kept of a traceback; a deep recursion fills megabytes."""
@@ -55,15 +58,17 @@ def restore(line: str) -> Exception | None:
 
     try:
         record = json.loads(line)
-        name, message = f"{record['module']}.{record['name']}", str(record["message"])
+        module, name, message = record["module"], record["name"], record["message"]
+        if not all(isinstance(text, str) for text in (module, name, message)):
+            return None
         cause = RemoteTraceback(f"\n\n{record['traceback']}")
-        kind = _find_class(record["module"], record["name"])
+        kind = _find_class(module, name)
         error = None if kind is None else rebuild(kind, *_decode(record.get("content"), message))
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
     if error is None:
         error = BuildFailedError(
-            f"the build failed in another process with {name}: {message} "
+            f"the build failed in another process with {module}.{name}: {message} "
             "(this process has not loaded that type; the remote traceback is the cause)"
         )
     error.__cause__ = cause
@@ -98,15 +103,13 @@ def _encode(content: tuple[tuple[Any, ...], dict[str, Any]]) -> str | None:
 
 
 def _decode(content: str | None, message: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    from pickle import UnpicklingError
-
     from ._inert import InertPickles
 
     if content is None:
         return (message,), {}
     try:
         args, attributes = InertPickles({}).loads(bytes.fromhex(content), ())
-    except (UnpicklingError, EOFError, AttributeError, IndexError, OverflowError) as error:
+    except Exception as error:  # whatever pickle says of bytes that it can't read
         raise ValueError("not a record of a failure") from error
     if not isinstance(args, tuple) or not isinstance(attributes, dict):
         raise ValueError("not a record of a failure")
@@ -116,10 +119,16 @@ def _decode(content: str | None, message: str) -> tuple[tuple[Any, ...], dict[st
 def _find_class(module: str, name: str) -> type[Exception] | None:
     found: Any = sys.modules.get(module)
     for part in name.split("."):
-        # vars, not getattr: a module's __getattr__ could import, thus run, anything
-        found = vars(found).get(part) if hasattr(found, "__dict__") else None
-    if isinstance(found, type) and issubclass(found, Exception):
-        return found
+        # Not getattr: a lazy module's could import, thus run, anything.
+        if type(found) is ModuleType:
+            found = found.__dict__.get(part)
+        elif issubclass(type(found), type):
+            found = _names_of_class(found).get(part)
+        else:
+            return None
+    if issubclass(type(found), type) and issubclass(found, Exception):
+        kind: type[Exception] = found
+        return kind
     return None
 
 

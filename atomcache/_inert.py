@@ -23,6 +23,7 @@ from __future__ import annotations
 import io
 import pickle
 from functools import cache
+from types import BuiltinFunctionType, FunctionType
 
 from ._codecs import keep_large, type_name
 from ._errors import CodecError
@@ -68,7 +69,6 @@ def _makers() -> dict[str, Callable[..., Any]]:
     import collections
     import datetime
     import decimal
-    import fractions
     import pathlib
     import uuid
     import zoneinfo
@@ -90,12 +90,28 @@ def _makers() -> dict[str, Callable[..., Any]]:
         "timezone": datetime.timezone,
         "ZoneInfo": zoneinfo.ZoneInfo,
         "Decimal": decimal.Decimal,
-        "Fraction": fractions.Fraction,
+        "Fraction": _fraction,
         "UUID": lambda number: uuid.UUID(int=number),
         "Path": pathlib.Path,
         "PurePosixPath": pathlib.PurePosixPath,
         "PureWindowsPath": pathlib.PureWindowsPath,
+        "numpy.str_": lambda text: _numpy().str_(text),
+        "numpy.bytes_": lambda text: _numpy().bytes_(text),
     }
+
+
+def _fraction(numerator: int, denominator: int) -> Any:
+    import fractions
+
+    if type(numerator) is not int or type(denominator) is not int:
+        raise ValueError("not a fraction")  # of a text like "1e99999999" it would take for ever
+    return fractions.Fraction(numerator, denominator)
+
+
+def _numpy() -> Any:
+    import numpy
+
+    return numpy
 
 
 def _restore_standard(name: str, *args: Any) -> Any:
@@ -106,6 +122,8 @@ def _restore_array(description: Any, shape: Any, order: str, data: Any) -> Any:
     import numpy as np
 
     dtype = _inert_dtype(description)
+    if not dtype.itemsize:
+        return np.empty(shape, dtype)
     return np.frombuffer(data, dtype=dtype).reshape(shape, order="F" if order == "F" else "C")
 
 
@@ -211,8 +229,15 @@ def _reduce_numpy(value: Any) -> Any:
         flat = np.asarray(value, order=order).ravel("K" if order == "F" else "C")
         data = pickle.PickleBuffer(flat.view(np.uint8) if flat.dtype.itemsize else flat)
         return ARRAY, (description, value.shape, order, data)
-    if isinstance(value, np.generic) and type(value) is value.dtype.type:
-        return SCALAR, (_describe_dtype(value.dtype), value.tobytes())
+    if isinstance(value, np.str_ | np.bytes_):
+        # not str(value) or bytes(value): numpy's drop NULs at the end
+        plain = str.__str__(value) if isinstance(value, np.str_) else value[:].join([b"", b""])
+        return STANDARD, (f"numpy.{type(value).__name__}", plain)
+    if isinstance(value, np.generic) and not value.dtype.hasobject:
+        args = _describe_dtype(value.dtype), value.tobytes()
+        restored = _restore_scalar(*args)
+        if type(restored) is type(value) and restored.dtype == value.dtype:
+            return SCALAR, args
     return None
 
 
@@ -225,6 +250,10 @@ def _describe_dtype(dtype: Any) -> Any:
             "convert it to a fixed-size dtype, or use the codec 'pickle'"
         )
     description = np.lib.format.dtype_to_descr(dtype)
+    if not dtype.itemsize and np.empty((), dtype).dtype != dtype:
+        raise CodecError(
+            f"codec 'data' can't store the numpy dtype {dtype}, which has no bytes; store a list"
+        )
     if np.lib.format.descr_to_dtype(description) != dtype:
         raise CodecError(
             f"codec 'data' can't store the numpy dtype {dtype} so that it comes back the same; "
@@ -286,11 +315,9 @@ class InertPickles:
         reference = f"{kind.__module__}:{kind.__qualname__}"
         if self._allowed.get(reference) is kind:
             return self._reduce_allowed(reference, value)
-        what = (
-            f"{value.__module__}.{value.__qualname__}, a {type_name(value)},"
-            if isinstance(value, type) or hasattr(value, "__qualname__")
-            else f"a {type_name(value)}"
-        )
+        what = f"a {type_name(value)}"
+        if isinstance(value, type | FunctionType | BuiltinFunctionType):
+            what = f"{value.__module__}.{value.__qualname__}, {what},"
         raise CodecError(
             f"codec 'data' stores inert data only and can't store {what} so that it comes back "
             "safely. Return plain data, or name your own class in Cache(..., allow=[...]), or use "

@@ -11,9 +11,17 @@ if TYPE_CHECKING:
     from logging import Logger
 
 
-def logger() -> Logger:
+class _Mute:
+    def warning(self, message: str, *args: object) -> None:
+        """Say nothing."""
+
+
+def logger() -> Logger | _Mute:
     """Return the logger, made quiet on first use where nobody configured it."""
-    import logging
+    try:
+        import logging
+    except OSError:  # no descriptor left even to read a module; what is said gets lost
+        return _Mute()
 
     log = logging.getLogger("atomcache")
     if not log.handlers:

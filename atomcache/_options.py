@@ -98,9 +98,13 @@ def seconds(name: str, value: object) -> float | None:
         raise OptionError(
             f"{name} must be a number of seconds, a timedelta or None, not {value!r}"
         )
+    try:
+        length = float(length)
+    except OverflowError:
+        raise OptionError(f"{name} is longer than any clock can tell: {value!r}") from None
     if math.isnan(length) or length < 0:
         raise OptionError(f"{name} must not be negative, but it is {value!r}")
-    return None if math.isinf(length) else float(length)
+    return None if math.isinf(length) else length
 
 
 def _one_of(*choices: str) -> Callable[[str, object], str]:

@@ -15,6 +15,7 @@ a special file; `EntryNameError` for an unusable name; `OSError` from the system
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -41,6 +42,7 @@ META = ".atomcache"
 """Name of the meta file in an entry's folder; no built thing may be called so."""
 
 _CODEC = b"path".ljust(24, b"\0")
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _LARGEST_META = 1 << 20
 _LONGEST_NAME = 255
 _WINDOWS_DEVICES = frozenset(
@@ -53,14 +55,19 @@ def check_name(name: object) -> str:
     if not isinstance(name, str):
         raise EntryNameError(f"name must be a str, not {name!r}")
     why = None
+    try:
+        length = len(os.fsencode(name))
+    except UnicodeEncodeError:
+        length = 0
+        why = "it has characters that no file name can have"
     if not name or name in (".", ".."):
         why = "it names no file"
     elif "/" in name or "\0" in name or os.sep in name or (os.altsep and os.altsep in name):
         why = "it must be a single name without separators"
     elif name == META:
         why = "the library keeps its own file there"
-    elif len(os.fsencode(name)) > _LONGEST_NAME:
-        why = f"filesystems allow {_LONGEST_NAME} bytes and it has {len(os.fsencode(name))}"
+    elif length > _LONGEST_NAME:
+        why = f"filesystems allow {_LONGEST_NAME} bytes and it has {length}"
     elif os.name == "nt" and (
         any(c in '<>:"|?*' or ord(c) < 32 for c in name)
         or name[-1] in ". "
@@ -197,6 +204,10 @@ class PathEntry:
         self._check_built(target)
         return Path(target)
 
+    def is_full(self, error: Exception) -> bool:
+        """Tell whether a builder failed because the cache that it writes to has no room."""
+        return isinstance(error, OSError) and error.errno in _NO_ROOM
+
     def lost(self, scratch: str) -> bool:
         """Tell whether what was built is gone, because somebody deleted the cache."""
         return identify(self.door, scratch) is None
@@ -211,10 +222,21 @@ class PathEntry:
     def _temporary_folder(self) -> str:
         """Make a folder that is removed when the process ends."""
         import atexit
+        import sys
         import tempfile
 
         folder = tempfile.mkdtemp(prefix="atomcache-")
-        atexit.register(self.door.remove_tree, folder)
+        maker = self.door.getpid()
+
+        def remove() -> None:
+            if self.door.getpid() == maker:  # not in a forked child
+                discard(self.door, folder)
+
+        multiprocessing = sys.modules.get("multiprocessing.util")
+        if multiprocessing is None:
+            atexit.register(remove)
+        else:  # its children end without atexit
+            multiprocessing.Finalize(None, remove, exitpriority=0)
         return folder
 
     def publish(

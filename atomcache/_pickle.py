@@ -21,7 +21,7 @@ import stat
 from hashlib import blake2b
 
 from ._codecs import AnyCodec, keep_large, type_name
-from ._errors import CodecError, OptionError, UnsafeDirectoryError
+from ._errors import CodecError, UnsafeDirectoryError
 from ._header import Damaged
 
 TYPE_CHECKING = False
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from ._codecs import Buffer
     from ._header import Header
 
-_SHORTEST_SECRET = 16
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -52,18 +51,14 @@ class Pickle(AnyCodec):
     guarded = True
 
     def __init__(self, directory: str, secret: bytes | None) -> None:
-        if secret is not None and (
-            not isinstance(secret, bytes) or len(secret) < _SHORTEST_SECRET
-        ):
-            raise OptionError(f"secret must be at least {_SHORTEST_SECRET} bytes of type bytes")
         self._directory = directory
         self._key = (
             None if secret is None else blake2b(secret, person=b"atomcache pickle").digest()
         )
-        self._checked = False
+        self._checked: set[str] = set()
 
     def pack(self, value: Any) -> tuple[int, Buffer, Sequence[memoryview]]:
-        self._check_place()
+        self._check_place(self._directory)
         buffers: list[pickle.PickleBuffer] = []
         try:
             payload = pickle.dumps(value, 5, buffer_callback=keep_large(buffers))
@@ -85,7 +80,7 @@ class Pickle(AnyCodec):
         buffers: Sequence[memoryview],
     ) -> None:
         if self._key is None:
-            self._check_place()
+            self._check_place(os.path.dirname(path))
             check_private_file(path, found)
             return
         seal = self.seal(header.digest, header.form, [payload, *buffers])
@@ -101,39 +96,44 @@ class Pickle(AnyCodec):
             signature.update(part)
         return signature.digest()
 
-    def _check_place(self) -> None:
-        if self._key is None and not self._checked:
-            check_private(self._directory)
-            self._checked = os.path.isdir(self._directory)
+    def _check_place(self, folder: str) -> None:
+        if self._key is None and folder not in self._checked:
+            check_private(folder, self._directory)
+            if os.path.isdir(folder):
+                self._checked.add(folder)
 
 
-def check_private(directory: str) -> None:
-    """Raise unless nobody but this user and root can write in `directory`.
+def check_private(folder: str, cache: str) -> None:
+    """Raise unless nobody but this user and root can write in a folder of the cache.
 
-    Every folder above must be so too, or sticky as ``/tmp`` is, where others can't
-    rename what is not theirs.
+    Every folder above must be so too, those on the way of a symbolic link as well.  Above
+    the cache one may be sticky, as ``/tmp`` is, where others can't rename what is not theirs.
     """
     if not hasattr(os, "geteuid"):
-        raise _unsafe(directory, "who may write there can't be told on this system")
-    folder = os.path.realpath(directory)
-    lowest = True
-    while True:
-        try:
-            found = os.lstat(folder)
-        except FileNotFoundError:
-            pass  # will be made, private, by this user
-        else:
-            if found.st_uid not in (os.geteuid(), 0):
-                raise _unsafe(directory, f"{folder} belongs to user {found.st_uid}")
-            sticky = bool(found.st_mode & stat.S_ISVTX) and not lowest
-            if found.st_mode & _WRITABLE_BY_OTHERS and not sticky:
-                mode = stat.S_IMODE(found.st_mode)
-                raise _unsafe(directory, f"others can write to {folder} (mode {mode:o})")
-            lowest = False
-        above = os.path.dirname(folder)
-        if above == folder:
-            return
-        folder = above
+        raise _unsafe(cache, "who may write there can't be told on this system")
+    for follow in (os.path.abspath, os.path.realpath):
+        place, top = follow(folder), follow(cache)
+        while True:
+            _check_folder(cache, place, may_be_sticky=len(place) < len(top))
+            above = os.path.dirname(place)
+            if above == place:
+                break
+            place = above
+
+
+def _check_folder(cache: str, folder: str, may_be_sticky: bool) -> None:
+    try:
+        found = os.lstat(folder)
+    except FileNotFoundError:
+        return  # will be made, private, by this user
+    if found.st_uid not in (os.geteuid(), 0):
+        raise _unsafe(cache, f"{folder} belongs to user {found.st_uid}")
+    if stat.S_ISLNK(found.st_mode):
+        return  # a link has no rights of its own
+    sticky = may_be_sticky and found.st_mode & stat.S_ISVTX
+    if found.st_mode & _WRITABLE_BY_OTHERS and not sticky:
+        mode = stat.S_IMODE(found.st_mode)
+        raise _unsafe(cache, f"others can write to {folder} (mode {mode:o})")
 
 
 def check_private_file(path: str, found: os.stat_result) -> None:

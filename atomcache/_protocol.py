@@ -190,6 +190,8 @@ class Protocol:
             except Exception as error:
                 if entry.lost(claim.scratch):
                     return None
+                if entry.options.on_store_error == "bypass" and entry.is_full(error):
+                    raise  # to build once more, elsewhere
                 return self._fail(claim, error)
             finally:
                 _building.reset(running)

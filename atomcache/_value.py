@@ -30,7 +30,7 @@ from ._header import (
 )
 from ._keys import describe
 from ._log import logger
-from ._publish import MISS, PUBLISH_TRIES, Identity, identify, install_file
+from ._publish import MISS, PUBLISH_TRIES, Identity, discard, identify, install_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def read(
         if not fresh(door, header.created, header.expires, options.max_age, started):
             return MISS
         return _unpack(path, found, header, payload, buffers, options)
-    except Damaged as why:
+    except (Damaged, IsADirectoryError) as why:
         logger().warning("a damaged entry is built anew: %s: %s", path, why)
         return MISS
     finally:
@@ -170,7 +170,7 @@ def _unpack(
         codec.check_origin(path, found, header, payload, buffers)
     try:
         return codec.unpack(header.form, payload, buffers)
-    except (AtomcacheError, MemoryError):
+    except AtomcacheError:
         raise
     except Exception as error:  # whatever a codec says of bytes that it can't read
         raise Damaged(f"codec {codec.name!r} can't read it: {error!r}") from error
@@ -232,6 +232,10 @@ class ValueEntry:
         """Tell whether what was built is gone: never, a value is in memory."""
         return False
 
+    def is_full(self, error: Exception) -> bool:
+        """Tell whether a factory failed because the cache has no room: it doesn't write there."""
+        return False
+
     def keep_apart(self, value: Any) -> Any:
         """Return the value that could not be stored."""
         return value
@@ -250,6 +254,13 @@ class ValueEntry:
 
     def replace(self, scratch: str, value: Any) -> None:
         """Write the value and put it in the place of whatever is there."""
+        try:
+            self._replace(scratch, value)
+        except OSError:
+            discard(self.door, scratch)
+            raise
+
+    def _replace(self, scratch: str, value: Any) -> None:
         parts = self._assemble(value, 0.0)
         self._install(
             scratch, parts, lambda: install_file(self.door, scratch, self.path, None, always=True)

@@ -7,6 +7,7 @@ here is bounded, and a crew kills whoever is left when its block ends.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -114,7 +115,8 @@ class Crew:
     def __exit__(self, *_):
         for member in self.members:
             if member.process.is_alive():
-                os.kill(member.pid, signal.SIGCONT)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(member.pid, signal.SIGCONT)
                 member.process.kill()
         for member in self.members:
             member.process.join(PATIENCE)

@@ -136,9 +136,7 @@ def replay(scenario, choices, recording=True):
         run.world.bury()
 
 
-def explore(
-    scenario, kills=0, most_steps=400, most_runs=None, early_ticks=2, collect=None
-):
+def explore(scenario, kills=0, most_steps=400, most_runs=None, early_ticks=2, collect=None):
     """Try every order; return how many histories and states there were.
 
     Parameters
@@ -282,7 +280,7 @@ def hunt(scenario, kills=0, pauses=0, most=20_000, enough=20):
     if not pauses:
         tried, _, _ = explore(scenario, kills, 3000, min(most, 4000), collect=found)
     else:
-        for tried in range(1, most + 1):  # noqa: B007
+        for tried in range(1, most + 1):
             faults, run = draw(scenario, tried, kills, pauses)
             if faults:
                 found.append(Drawn(scenario, faults, run, tried, kills, pauses))

@@ -681,7 +681,8 @@ class SimDoor:
 
     def urandom(self, size):
         self.owner.counter[0] += 1
-        return bytes([self.owner.pid, self.owner.counter[0]]).ljust(size, b"\x7f")[:size]
+        number = self.owner.pid * 1000 + self.owner.counter[0]
+        return number.to_bytes(8, "little")[:size]
 
     def getpid(self):
         return self.owner.pid if self.owner.alive else -1
