@@ -30,6 +30,7 @@ import errno
 from ._door import CREATE, PROBE, READ
 from ._failure import describe, restore
 from ._layout import CLAIM
+from ._lines import read_lines, write_lines
 from ._publish import discard
 
 TYPE_CHECKING = False
@@ -57,6 +58,7 @@ _ROOM_TRIES = 10
 _BLOCKED_TRIES = 5
 """How often to try to remove a claim that somebody has open at the moment (Windows)."""
 
+_ONE_READ = 65_536
 _LARGEST_RECORD = 1 << 20
 
 _NO_LOCKS = (
@@ -159,7 +161,7 @@ class Claim:
             "what": what,
             "signed": "1",
         }
-        door.write(self.fd, b"\n" + b"".join(_line(*field) for field in fields.items()))
+        door.write(self.fd, b"\n" + write_lines(fields.items()))
         door.start_heartbeat(self.fd, self.lease / BEATS_PER_LEASE)
         self._beating = True
 
@@ -167,11 +169,11 @@ class Claim:
         """Write which claim the owner waits for, so that circles can be found."""
         if self.is_mine() and self._waits_for != (claim or ""):
             self._waits_for = claim or ""
-            self.door.write(self.fd, _line("waits-for", self._waits_for))
+            self.door.write(self.fd, write_lines([("waits-for", self._waits_for)]))
 
     def tell_failure(self, error: Exception) -> None:
         """Write what went wrong, for those who sleep on the claim."""
-        self.door.write(self.fd, _line("failure", describe(error)))
+        self.door.write(self.fd, write_lines([("failure", describe(error))]))
 
     def is_mine(self) -> bool:
         """Tell whether this process made the claim, and is not a child forked later."""
@@ -252,27 +254,22 @@ def open_claim(door: Door, path: str) -> int | None:
 def read_record(door: Door, fd: int) -> Record | None:
     """Read a claim; `None` while it is not signed, or if it never will be."""
     door.lseek(fd, 1, 0)
-    data = b""
-    while len(data) < _LARGEST_RECORD:
-        more = door.read(fd, 65_536)
-        if not more:
-            break
+    data = door.read(fd, _ONE_READ)
+    more = data
+    while len(more) == _ONE_READ and len(data) < _LARGEST_RECORD:
+        more = door.read(fd, _ONE_READ)
         data += more
-    fields: dict[str, str] = {}
-    for line in data.split(b"\n")[:-1]:  # what follows the last newline is being written
-        name, _, value = line.partition(b" ")
-        try:
-            fields[name.decode("ascii")] = _unescaped(value.decode("utf-8", "surrogatepass"))
-        except UnicodeDecodeError:
-            return None
     try:
+        fields = dict(read_lines(data))
         return Record(fields) if "signed" in fields else None
     except (KeyError, ValueError):
         return None
 
 
-def read_failure(door: Door, fd: int) -> Exception | None:
-    """Return the error that the owner told, if the build failed and it got to say so."""
+def read_failure(door: Door, fd: int, seen: os.stat_result) -> Exception | None:
+    """Return the error that the owner told since the claim was `seen`, if it did."""
+    if door.fstat(fd).st_size == seen.st_size:
+        return None
     record = read_record(door, fd)
     if record is None or record.failure is None:
         return None
@@ -425,12 +422,3 @@ def _unlink_closed(door: Door, path: str) -> None:
             return
         except PermissionError:
             door.sleep(0.001 * 2**attempt)
-
-
-def _line(name: str, value: str) -> bytes:
-    escaped = value.replace("%", "%25").replace("\n", "%0A")
-    return f"{name} {escaped}\n".encode("utf-8", "surrogatepass")
-
-
-def _unescaped(value: str) -> str:
-    return value.replace("%0A", "\n").replace("%25", "%")

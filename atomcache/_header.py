@@ -5,10 +5,11 @@ A value entry is one file::
     header | meta | table of buffers | payload | padding and buffers
 
 A path entry's meta file is the same with an empty payload.  The header has a fixed
-size and is all that a hit looks at; the meta is JSON for people and listings (the key
-as given, tags, name).  `head_sum` covers header, meta and table; `payload_sum` and each
-buffer's sum cover the rest, padding included, so that no byte of the file can change
-unnoticed.  The checksum is XXH3 (64 bits), which finds damage, not malice.
+size and is all that a hit looks at; the meta is for people and listings, in lines (the
+key as given, each tag, a path's name).  `head_sum` covers header, meta and table;
+`payload_sum` and each buffer's sum cover the rest, padding included, so that no byte of
+the file can change unnoticed.  The checksum is XXH3 (64 bits), which finds damage, not
+malice.
 
 Who calls it: the modules of the two kinds of entry.  What may go wrong: `Damaged`, with
 the reason, for a file that is not whole, not ours, or not the entry it should be.
@@ -22,10 +23,11 @@ from collections import namedtuple
 from xxhash import xxh3_64, xxh3_64_intdigest
 
 from ._codecs import NAME_SIZE
+from ._lines import read_lines, write_lines
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from typing import Any, NamedTuple
 
     from ._codecs import Buffer
@@ -106,9 +108,12 @@ def payload_start(header: Header) -> int:
 
 def read_meta(data: Buffer, header: Header) -> dict[str, Any]:
     """Return the meta of a file whose header was parsed from `data`."""
-    import json
-
-    meta: dict[str, Any] = json.loads(bytes(data[SIZE : SIZE + header.meta_size]))
+    meta: dict[str, Any] = {"tags": []}
+    for name, value in read_lines(bytes(data[SIZE : SIZE + header.meta_size])):
+        if name == "tag":
+            meta["tags"].append(value)
+        else:
+            meta[name] = value
     return meta
 
 
@@ -131,15 +136,13 @@ def assemble(
     created: float,
     expires: float,
     took: float,
-    meta: Mapping[str, Any],
+    meta: Sequence[tuple[str, str]],
     payload: Buffer,
     buffers: Sequence[memoryview] = (),
     seal: bytes = b"",
 ) -> list[Buffer]:
     """Return the parts of an entry file, to be written one after the other."""
-    import json
-
-    told = json.dumps(meta, separators=(",", ":")).encode()
+    told = write_lines(meta)
     start = SIZE + len(told) + len(buffers) * _ROW.size
     body: list[Buffer] = [payload]
     position = start + len(payload)

@@ -290,7 +290,11 @@ class PathEntry:
             created=now,
             expires=expires,
             took=took,
-            meta={"key": describe(self.key), "tags": options.tags, "name": self.name},
+            meta=[
+                ("key", describe(self.key)),
+                ("name", self.name),
+                *(("tag", tag) for tag in options.tags),
+            ],
             payload=b"",
             seal=bytes(32),
         )

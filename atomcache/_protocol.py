@@ -230,7 +230,6 @@ class Protocol:
         except Exception as error:  # a codec's, for a value that it can't store
             return self._fail(claim, error)
         if won:
-            claim.scratch_made = False
             return Outcome(value)
         published = entry.look(started)
         return None if published is MISS else Outcome(published)
@@ -270,23 +269,32 @@ class Protocol:
             try:
                 found = door.fstat(fd)
                 record = read_record(door, fd)
-                dead = slept = False
+                dead = False
                 if record is not None and door.can_wait and record.lock_is_proof(door, found):
-                    slept = not door.lock_shared(fd)
-                    if slept:
-                        self._sleep(entry, path, fd, record, patience)
-                    else:
+                    if door.lock_shared(fd):
                         door.unlock(fd)
                         dead = leads_to(door, path, found)
-                    failure = None if dead else read_failure(door, fd)
-                    if failure is not None and entry.options.on_error == "raise":
-                        return Outcome(error=failure)
+                    else:
+                        self._sleep(entry, path, fd, record, patience)
+                    if not dead:
+                        return self._learn(entry, fd, found, started)
             finally:
                 door.close_claim(fd)
-            if not slept:
-                self._reap(path, found, record, dead, patience)
+            self._reap(path, found, record, dead, patience)
         value = entry.look(started)
         return None if value is MISS else Outcome(value)
+
+    def _learn(
+        self, entry: Entry, fd: int, found: os.stat_result, started: float
+    ) -> Outcome | None:
+        """Return what came of the attempt that ended while we looked at its claim."""
+        value = entry.look(started)
+        if value is not MISS:
+            return Outcome(value)
+        failure = read_failure(self.door, fd, found)
+        if failure is None or entry.options.on_error == "retry":
+            return None
+        return Outcome(error=failure)
 
     def _sleep(
         self, entry: Entry, path: str, fd: int, record: Record, patience: _Patience

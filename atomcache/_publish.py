@@ -67,7 +67,9 @@ def identify(door: Door, path: str) -> Identity | None:
 def install_file(
     door: Door, scratch: str, path: str, seen: Identity | None, *, always: bool = False
 ) -> bool:
-    """Move a file into place; `False`, and the file is gone, if somebody was first.
+    """Move a file into place; `False` if somebody was first.
+
+    The scratch may still be there afterwards; it is the caller's to discard.
 
     Parameters
     ----------
@@ -80,10 +82,7 @@ def install_file(
     if always or (seen is not None and identify(door, path) == seen):
         persist(door, lambda: door.replace(scratch, path))
         return True
-    if seen is None and _create(door, scratch, path):
-        return True
-    door.unlink(scratch)
-    return False
+    return seen is None and _create(door, scratch, path)
 
 
 def install_folder(door: Door, scratch: str, path: str, seen: Identity | None, trash: str) -> bool:
@@ -157,6 +156,4 @@ def _create(door: Door, scratch: str, path: str) -> bool:
         if identify(door, path) is not None:
             return False
         door.rename(scratch, path)
-        return True
-    door.unlink(scratch)
     return True

@@ -256,9 +256,8 @@ class ValueEntry:
         """Write the value and put it in the place of whatever is there."""
         try:
             self._replace(scratch, value)
-        except OSError:
+        finally:
             discard(self.door, scratch)
-            raise
 
     def _replace(self, scratch: str, value: Any) -> None:
         parts = self._assemble(value, 0.0)
@@ -277,7 +276,7 @@ class ValueEntry:
             created=now,
             expires=NEVER if options.max_age is None else now + options.max_age,
             took=took,
-            meta={"key": describe(self.key), "tags": options.tags},
+            meta=[("key", describe(self.key)), *(("tag", tag) for tag in options.tags)],
             payload=payload,
             buffers=buffers,
             seal=options.codec.seal(self.digest, form, [payload, *buffers]).ljust(

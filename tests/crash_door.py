@@ -16,7 +16,9 @@ import contextlib
 import errno
 import faulthandler
 import fcntl
+import gc
 import json
+import logging  # noqa: F401
 import os
 import select
 import shutil
@@ -25,6 +27,7 @@ import tempfile
 import threading
 import time
 import traceback
+import uuid  # noqa: F401
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -101,6 +104,7 @@ class Interceptor(Door):
             setattr(self, name, self._compound(name, getattr(self, name)))
         for name in _INSIDE:
             setattr(os, name, self._part(f"os.{name}", getattr(os, name)))
+        self.sleep = lambda seconds: time.sleep(max(seconds, 0.11) if self.armed else seconds)
         fcntl.flock = self._part("flock", fcntl.flock)
 
     def note(self, name):
@@ -146,7 +150,7 @@ class Interceptor(Door):
         self.reached = True
         if self.when == "before":
             _die()
-        if self.when.startswith("half"):
+        if self.when.startswith("half") and name.endswith("os.write"):
             function(args[0], args[1][: len(args[1]) // 2])
             if self.when == "half":
                 _die()
@@ -158,8 +162,6 @@ class Interceptor(Door):
                 os.close(result)
         if name == "start_heartbeat":  # what Python says when the limit of threads is reached
             raise RuntimeError("can't start new thread")
-        if name.endswith("flock") and self.error == errno.EACCES:
-            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))  # EACCES means "held" there
         raise OSError(self.error, os.strerror(self.error), *args[:1])
 
 
@@ -268,9 +270,7 @@ class Folder(Value):
             (target.parent / "beside").mkdir()  # not asked for: removed before publishing
             (target.parent / "beside" / "rest").write_bytes(b"rest")
 
-        got = site.cache().get_or_create_path(
-            "key", build, name="site", **self.options, **options
-        )
+        got = site.cache().get_or_create_path("key", build, name="site", **self.options, **options)
         return {
             str(each.relative_to(got)): each.read_bytes()
             for each in got.rglob("*")
@@ -396,21 +396,16 @@ class FailedFolder(Failed):
 class _TakenOver(Scenario):
     """A builder died here before."""
 
-    last_words = "write>os.write"
-
     def prepare(self, site):
         def die(number):
             door = Interceptor(number, "half")
-            died = Site(site.place, "dead", door)
-            cache = self.ask.get
             door.armed = True
-            cache(died)
-            return door.calls
+            self.ask.get(Site(site.place, "dead", door))
 
-        rehearsal = Site(site.place / "rehearsal", "dead")
-        rehearsal.place.mkdir()
+        rehearsal = Site(f"{site.place}-rehearsal", "dead")
+        shutil.copytree(site.place, rehearsal.place)
         calls = _forked(lambda: _calls(self.ask, rehearsal))
-        last = max(n for n, name in enumerate(calls) if name == self.last_words)
+        last = max(n for n, name in enumerate(calls) if name == "write>os.write")
         with contextlib.suppress(EOFError):
             _forked(lambda: die(last))
         shutil.rmtree(rehearsal.place)
@@ -679,12 +674,12 @@ def _forked(function):
     """Return what a function returns in another process; `EOFError` if it dies."""
     fd, traces = tempfile.mkstemp()
     os.close(fd)
-    child = Child(lambda tell, _: tell(function()), traces=traces)
+    child = Child(lambda tell, _: tell([function()]), traces=traces)
     try:
         word = child.hear(BOUND)
         if word is None:
             raise EOFError
-        return word
+        return word[0]
     finally:
         child.end()
         os.unlink(traces)
@@ -731,6 +726,12 @@ class Ground:
         self.base.mkdir()
         self.templates = {}
         self.played = 0
+        warm = Site(self.base, "warm").cache()  # what is loaded lazily is loaded before forks
+        warm.set("warm", NEW)
+        warm.get("warm")
+        shutil.rmtree(self.base / "cache")
+        gc.collect()
+        gc.freeze()
 
     def lay(self, scenario):
         """Return a new place as the scenario wants it."""
@@ -993,6 +994,12 @@ def kills(scenario, calls):
     return cases
 
 
+def _errors(name):
+    if name == "start_heartbeat":
+        return [errno.EAGAIN]
+    return [*ERRNOS, errno.ENOLCK] if name.endswith("flock") else ERRNOS
+
+
 def refusals(scenario, calls, when="fail"):
     """Return a case for each call of a scenario, each error and each choice of the caller."""
     return [
@@ -1000,7 +1007,7 @@ def refusals(scenario, calls, when="fail"):
         for number, name in enumerate(calls)
         if name not in NEVER_FAILS
         for way in ([when, f"half-{when}"] if name.endswith("os.write") else [when])
-        for error in (ERRNOS if name != "start_heartbeat" else [errno.EMFILE])
+        for error in _errors(name)
         for bypass in (False, True)
     ]
 

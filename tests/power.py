@@ -16,6 +16,7 @@ that ever reached the device, and a moment in time, which such a copy is not.
 Run as a program, this module is the recorder.  It imports nothing of the library.
 """
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -117,7 +118,7 @@ def serve(image, place, recording):
 
 
 class NoPower(Exception):
-    """This machine does not let us do it; says why."""
+    """What has to be done can't be done on this machine; says why."""
 
 
 def run(*command):
@@ -134,17 +135,11 @@ def mount(image, place, *options):
 def unmount(place):
     """Unmount what is there, by force if need be; a loop device goes with its mount."""
     for how in ((), ("-l",)):
-        if not os.path.ismount(place) and not _is_mounted(place):
-            return
-        try:
+        with open("/proc/self/mounts") as mounts:
+            if all(line.split()[1] != str(place) for line in mounts):
+                return
+        with contextlib.suppress(NoPower):
             run("umount", *how, place)
-        except NoPower:
-            continue
-
-
-def _is_mounted(place):
-    with open("/proc/self/mounts") as mounts:
-        return any(line.split()[1] == str(place) for line in mounts)
 
 
 class Disk:
@@ -159,7 +154,7 @@ class Disk:
     """
 
     def __init__(self, folder, kind, size) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).resolve()
         self.kind = kind
         self.size = size
         self.place = self.folder / "mounted"
@@ -197,9 +192,9 @@ class Disk:
         unmount(self.file)
         if self.recorder is not None:
             try:
-                self.recorder.wait(5 if not self.place.is_mount() else 0.1)
+                self.recorder.wait(5)  # it ends with its mount
             except subprocess.TimeoutExpired:
-                self.recorder.kill()
+                self.recorder.kill()  # then whoever still waits for the disk gets an error
                 self.recorder.wait(WAIT)
             self.recorder.stdout.close()
             self.recorder.stderr.close()

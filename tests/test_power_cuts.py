@@ -6,6 +6,7 @@ the workers' own log, which is kept on another disk.  The same check is applied 
 were not forced onto the disk, in which it must find the damage that it is there for.
 """
 
+import functools
 import json
 import logging
 import os
@@ -24,8 +25,9 @@ from atomcache._keys import digest
 from .crew import Crew, leftovers
 from .power import Cuts, Disk, NoPower
 
-FILESYSTEMS = {"ext4": 128 << 20, "xfs": 320 << 20, "btrfs": 256 << 20}
-"""Kinds of filesystems, and disks that are large enough for each."""
+FILESYSTEMS = {"ext4": 192 << 20, "xfs": 320 << 20}
+"""Kinds of filesystems, and disks that are large enough for each.  Not btrfs: Linux 6.18
+crashes (BUG in vfs_get_tree) when it replays the log that a cut leaves there."""
 
 SURVIVORS = (0.5, 0.0, 1.0, 0.2, 0.8)
 """Shares of what was written since the last flush that a cut leaves."""
@@ -49,6 +51,7 @@ def manifest(key):
     return {f"{'inner/' * (n % 2)}{n}": SIZES[(number + n) % len(SIZES)] // 4 for n in range(4)}
 
 
+@functools.lru_cache(1000)
 def content(key, name, size, generation=b""):
     """Return what belongs into one file: its generation, then bytes that follow from it all."""
     return generation + random.Random(f"{key}{name}{generation}").randbytes(size)
@@ -114,6 +117,10 @@ def publish(line, place, log, keys):
         note("ask", key)
         if kind == VALUE:
             cache.get_or_create(key, lambda key=key: value_of(key))
+            if key[1] % 2:  # as if time had passed: the kernel wrote it out by itself
+                entry = cache._layout.entry(digest(b"v", key))
+                cache._door.sync_tree(entry)
+                cache._door.sync_folder(os.path.dirname(entry))
         elif kind == RENEWED:
             cache.get_or_create_path(key, build, name="built", max_age=0)
         elif kind == FORGETFUL:
@@ -152,12 +159,15 @@ class Finding:
 
 
 def moments(records, events, count, seed):
-    """Choose the records after which the power fails, half of them just before a return."""
+    """Choose the records after which the power fails, half of them just before a return.
+
+    The last return is always one of these, so that there is something to lose.
+    """
     returns = [at for at, event, *_ in events if event == "return"]
     dice = random.Random(seed)
     inside = [n for n, record in enumerate(records) if returns[0] < record[0] < returns[-1]]
     chosen = dice.sample(inside, count - count // 2)
-    for at in dice.sample(returns[1:], count // 2):
+    for at in [*dice.sample(returns[1:-1], count // 2 - 1), returns[-1]]:
         chosen.append(max(n for n, record in enumerate(records) if record[0] < at))
     return sorted(chosen)
 
@@ -179,7 +189,7 @@ def examine(cut, cache, told, logged):
         if key[0] != VALUE:
             folder = Path(cache._layout.entry(digest(b"p", key)))
             yield Finding(cut, key, known, state(folder / "built", key))
-    for key, known in told.items():
+    for key in told:
         if key[0] in (VALUE, DURABLE, RENEWED):
             yield Finding(cut, key, "afterwards", ask_again(cache, key, logged))
 
@@ -189,9 +199,10 @@ def ask_again(cache, key, logged):
     rebuilt = []
     logged.clear()
     if key[0] != VALUE:
+        generation = b"restored" if key[0] == RENEWED else b""
         path = cache.get_or_create_path(
             key,
-            lambda target: rebuilt.append(1) or write(target, key, b"rebuilt."[: 8 * (key[0] == RENEWED)]),
+            lambda target: rebuilt.append(1) or write(target, key, generation),
             name="built",
             durable=False,
         )
@@ -234,26 +245,26 @@ def torn(findings):
     return [each for each in findings if each.found.startswith("torn")]
 
 
-def play(folder, disk, keys, count):
-    """Let the workers publish; return the records of the disk and the events of the log."""
+def play(folder, place, keys):
+    """Let the workers publish; return the events of their log in the order of time."""
     logs = [folder / f"log-{n}" for n in range(3)]
-    place = disk.place / "cache"
     with Crew() as crew:
         for log, plan in zip(logs, plans(keys), strict=True):
             crew.start(publish, place, log, plan)
         crew.results()
     events = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
-    return disk.records(), sorted(events, key=lambda event: event[0])
+    return sorted(events, key=lambda event: event[0])
 
 
 def cut_power(folder, kind, count, keys):
-    logged = []
+    """Record a disk while workers publish; cut its power `count` times and look."""
+    logged, findings, left = [], [], []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: logged.append(record.getMessage())
     log = logging.getLogger("atomcache")
-    findings, left = [], []
     with Disk(folder, kind, FILESYSTEMS[kind]) as disk:
-        records, events = play(folder, disk, keys, count)
+        events = play(folder, disk.place / "cache", keys)
+    records = disk.records()  # with those of the unmounting, which come after all cuts
     cuts = Cuts(disk, records)
     log.addHandler(handler)
     try:
@@ -281,19 +292,14 @@ def after(request, thorough):
     count, keys = (100, 120) if thorough else (10, 30)
     with tempfile.TemporaryDirectory(prefix="power-") as folder:
         try:
-            with Disk(_sub(folder), kind, FILESYSTEMS[kind]):
+            with Disk(folder, kind, FILESYSTEMS[kind]):
                 pass
         except (NoPower, OSError) as error:
-            pytest.skip(f"no {kind} on a recorded disk can be mounted here: {error}")
+            pytest.skip(f"no recorded disk with {kind} can be mounted here: {error}")
+    with tempfile.TemporaryDirectory(prefix="power-") as folder:
         found = cut_power(Path(folder), kind, count, keys)
     print(found)
     return found
-
-
-def _sub(folder):
-    trial = Path(folder, "trial")
-    trial.mkdir()
-    return trial
 
 
 # -- the promises ------------------------------------------------------------------------
@@ -335,6 +341,10 @@ def test_after_a_power_cut_the_library_gives_whoever_asks_a_whole_path(after):
 
 
 # -- the controls ------------------------------------------------------------------------
+
+
+def test_the_cuts_leave_both_whole_and_damaged_values(after):
+    assert {each.found for each in after.of(VALUE, "afterwards")} >= {"a hit", "detected"}
 
 
 def test_the_check_finds_what_a_power_cut_tears_where_durable_is_off(after):

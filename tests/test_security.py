@@ -14,7 +14,8 @@ import pytest
 
 import atomcache
 from atomcache import BuildFailedError, Cache, CodecError, UnsafeDirectoryError, _header, _inert
-from atomcache._claim import _line, take
+from atomcache._claim import take
+from atomcache._lines import write_lines
 from atomcache._door import Door, door
 from atomcache._keys import digest
 
@@ -80,7 +81,7 @@ def forge(cache, payload, key="key", codec=b"data", form=0, buffers=(), seal=b""
         created=time.time(),
         expires=_header.NEVER,
         took=0.0,
-        meta={"key": key, "tags": []},
+        meta=[("key", key)],
         payload=payload,
         buffers=[memoryview(each) for each in buffers],
         seal=seal.ljust(32, b"\0"),
@@ -376,7 +377,7 @@ def ask_behind(cache, lines):
 
 def record(**fields):
     given = {"module": "builtins", "name": "ValueError", "message": "m", "traceback": "t"}
-    return _line("failure", json.dumps({**given, **fields}))
+    return write_lines([("failure", json.dumps({**given, **fields}))])
 
 
 def content(value):
@@ -484,13 +485,13 @@ def test_looking_for_the_class_of_a_failure_runs_no_code_of_what_lies_on_the_way
 @pytest.mark.parametrize(
     "line",
     [
-        _line("failure", ""),
-        _line("failure", "null"),
-        _line("failure", "5"),
-        _line("failure", "[]"),
-        _line("failure", "{}"),
-        _line("failure", '"text"'),
-        _line("failure", "[" * 100_000),
+        write_lines([("failure", "")]),
+        write_lines([("failure", "null")]),
+        write_lines([("failure", "5")]),
+        write_lines([("failure", "[]")]),
+        write_lines([("failure", "{}")]),
+        write_lines([("failure", '"text"')]),
+        write_lines([("failure", "[" * 100_000)]),
         record(module=[]),
         record(name=5),
         record(name=None),

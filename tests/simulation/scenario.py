@@ -122,7 +122,7 @@ class Scenario:
             created=world.now - 2 * MAX_AGE,
             expires=world.now - MAX_AGE,
             took=0.0,
-            meta={"key": "key", "tags": []},
+            meta=[("key", "key")],
             payload=value,
             seal=bytes(32),
         )
