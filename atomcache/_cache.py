@@ -403,7 +403,8 @@ class Cache:
 
         Whoever asks for a key reaps its claim anyway; this is for keys that nobody asks
         for again.  What a living builder owns is not touched, nor what belongs to a
-        builder that can't be seen (on another machine) and may yet live.
+        builder that can't be seen (on another machine) and has shown a sign of life within
+        the last five minutes.
 
         Raises
         ------

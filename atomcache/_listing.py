@@ -15,13 +15,13 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ._claim import NEWBORN_GRACE, appearance, open_claim, read_record, reap
-from ._door import READ
+from ._claim import LEASE, NEWBORN_GRACE, appearance, open_claim, read_record, reap
+from ._door import CREATE, READ
 from ._header import NEVER, SIZE, Damaged, head_size, parse, read_meta
 from ._layout import is_claim, is_entry, split_scratch
 from ._log import logger
 from ._path import META
-from ._publish import remove
+from ._publish import discard, remove
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 
     from ._door import Door
     from ._layout import Layout
+
+
+SILENT_LEASES = 10
+"""Leases without a heartbeat after which a sweep takes an owner for dead that can't be
+seen: one of another machine, or of this machine before it was restarted.  Whoever asks for
+the key waits one lease; a sweep is in no hurry and rather errs on the side of the living."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +128,10 @@ class _Sweep:
         young = []
         for path in _paths(self.layout, is_claim):
             found, signed = _look_at_claim(self.door, path)
-            if found is None or self.attempt(reap, path, found, silent=False) or signed:
+            if found is None:
+                continue
+            silent = signed and self.silent_for(path, found) > SILENT_LEASES * LEASE
+            if self.attempt(reap, path, found, silent=silent) or signed:
                 continue
             young.append((path, found))
         if young:
@@ -131,6 +140,23 @@ class _Sweep:
             found, signed = _look_at_claim(self.door, path)
             if found is not None and not signed and appearance(found) == appearance(before):
                 self.attempt(reap, path, found, silent=True)
+
+    def silent_for(self, path: str, found: os.stat_result) -> float:
+        """Return for how many seconds a claim has been silent, by the filesystem's own clock.
+
+        A file made now tells that clock, so no two machines' clocks are compared.
+        """
+        probe = f"{path}.{self.door.urandom(8).hex()}"
+        try:
+            fd = self.door.open(probe, CREATE, self.layout.file_mode)
+        except OSError as error:
+            self.error = self.error or error
+            return 0.0
+        try:
+            return self.door.fstat(fd).st_mtime - found.st_mtime
+        finally:
+            self.door.close(fd)
+            discard(self.door, probe)
 
     def scratch(self) -> None:
         for path in _paths(self.layout, lambda name: split_scratch(name) is not None):

@@ -259,7 +259,9 @@ class PathEntry:
         trash = f"{scratch}00"
         won = install_folder(door, scratch, self.path, seen, trash)
         if won and self.options.durable:
-            door.sync_folder(os.path.dirname(self.path))
+            shard = os.path.dirname(self.path)
+            for folder in (shard, self.layout.root, self.layout.directory):
+                door.sync_folder(folder)  # each may be new, and hold the next one's name
         return won, Path(os.path.join(self.path, self.name))
 
     def _check_built(self, target: str) -> None:

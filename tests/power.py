@@ -180,7 +180,8 @@ class Disk:
                 stderr=subprocess.PIPE,
             )
             if self.recorder.stdout.read(5) != b"ready":
-                raise NoPower(f"FUSE: {self.recorder.stderr.read().decode().strip()}")
+                said = self.recorder.stderr.read().decode().strip()
+                raise NoPower(f"FUSE: {said.splitlines()[-1] if said else 'it said nothing'}")
             mount(self.file, self.place, *self.options)
         except BaseException:
             self.__exit__()

@@ -535,3 +535,20 @@ def test_a_cache_can_be_pickled_and_sent_to_a_worker(crew, tmp_path):
     worker.hear("building")
     worker.tell("go on")
     assert worker.result() == cache.get("key") == ("built by", worker.pid)
+
+
+def test_a_claim_of_before_a_restart_is_swept_when_it_has_long_been_silent(crew, cache):
+    builder, _ = start_and_sleep(crew, cache, 0)
+    builder.kill()
+    claim = claim_of(cache)
+    with open(claim, "rb") as file:
+        content = file.read()
+    before_restart = content.replace(cache._door.boot_id().encode(), b"another-boot")
+    assert before_restart != content
+    with open(claim, "wb") as file:
+        file.write(before_restart)
+    assert cache.reap() == 0
+    assert os.path.exists(claim)
+    os.utime(claim, (os.stat(claim).st_mtime - 301,) * 2)
+    assert cache.reap() == 1
+    assert leftovers(cache.directory) == []

@@ -35,7 +35,7 @@ NFS_PROMPT = Scenario(("get", "get"), "nfs", 2, prompt=True)
 NFS = Scenario(("get", "get"), "nfs", 2)
 
 
-@mutant(TWO, pauses=1)
+@mutant(TWO, pauses=1, enough=1)
 def no_inode_check(patch):
     """Take a name for the file that was opened if only there is something by that name."""
 

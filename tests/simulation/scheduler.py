@@ -15,6 +15,7 @@ import random
 from greenlet import getcurrent
 
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EMFILE, errno.EACCES, errno.EDQUOT)
+NEVER_FAIL = ("factory", "sleep", "wait", "close", "unlock", "thread lock")
 
 
 class Stuck(Exception):
@@ -63,6 +64,7 @@ class Run:
             world.kills += 1
             world.kill(process)
         elif action == "pause":
+            world.pauses += 1
             process.paused = True
         elif action == "resume":
             process.paused = False
@@ -225,6 +227,7 @@ def draw(scenario, seed, kills=1, pauses=1, failures=0, most_steps=4000, recordi
     sticky = dice.choice((0.0, 0.5, 0.8, 0.95))  # how often the same one goes on
     last = None
     faults = []
+    allowed = {"kill": kills, "pause": pauses, "fail": failures}
     try:
         for _ in range(most_steps):
             try:
@@ -234,27 +237,10 @@ def draw(scenario, seed, kills=1, pauses=1, failures=0, most_steps=4000, recordi
                 break
             if not found:
                 break
-            luck = chance()
-            if luck < 0.03 and kills + pauses + failures:
-                ready = [p for action, p in found if action == "go" and p.pending != "start"]
-                paused = [p for p in world.processes if p.paused and p.alive]
-                if paused and luck < 0.01:
-                    run.do("resume", dice.choice(paused))
-                    continue
-                if ready:
-                    victim = dice.choice(ready)
-                    if kills and luck < 0.02:
-                        kills -= 1
-                        run.do("kill", victim)
-                        continue
-                    if pauses and luck < 0.025:
-                        pauses -= 1
-                        run.do("pause", victim)
-                        continue
-                    if failures and victim.pending not in ("factory", "sleep", "wait"):
-                        failures -= 1
-                        run.do(dice.choice(ERRORS), victim)
-                        continue
+            trouble = _trouble(world, found, dice, allowed)
+            if trouble is not None:
+                run.do(*trouble)
+                continue
             choice = None
             if last is not None and chance() < sticky:
                 choice = next((each for each in found if each[1] is last), None)
@@ -270,7 +256,26 @@ def draw(scenario, seed, kills=1, pauses=1, failures=0, most_steps=4000, recordi
         world.bury()
 
 
-def hunt(scenario, kills=0, pauses=0, most=20_000, enough=20):
+def _trouble(world, found, dice, allowed):
+    """Return a kill, a pause, its end or a failing call, every now and then."""
+    luck = dice.random()
+    if luck > 0.03:
+        return None
+    paused = [p for p in world.processes if p.paused and p.alive]
+    if paused and luck < 0.01:
+        return "resume", dice.choice(paused)
+    ready = [p for action, p in found if action == "go" and p.pending != "start"]
+    if not ready:
+        return None
+    victim = dice.choice(ready)
+    kind = "kill" if luck < 0.02 else "pause" if luck < 0.025 else "fail"
+    if not allowed[kind] or (kind == "fail" and victim.pending in NEVER_FAIL):
+        return None
+    allowed[kind] -= 1
+    return (dice.choice(ERRORS) if kind == "fail" else kind), victim
+
+
+def hunt(scenario, kills=0, pauses=0, most=20_000, enough=3):
     """Look for histories that break a promise; return the shortest found and how many tried.
 
     With pauses, histories are drawn by the seeds 0, 1, 2, ...; without, all orders are
@@ -278,7 +283,7 @@ def hunt(scenario, kills=0, pauses=0, most=20_000, enough=20):
     """
     found = []
     if not pauses:
-        tried, _, _ = explore(scenario, kills, 3000, min(most, 4000), collect=found)
+        tried, _, _ = explore(scenario, kills, 3000, min(most, 1500), collect=found)
     else:
         for tried in range(1, most + 1):
             faults, run = draw(scenario, tried, kills, pauses)

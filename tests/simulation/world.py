@@ -162,15 +162,17 @@ class World:
         One of the names in the module's docstring.
     machines
         How many there are; locks and kernels are shared within each.
+    skew
+        Seconds by which their clocks differ.
     """
 
-    def __init__(self, personality="posix", machines=1):
+    def __init__(self, personality="posix", machines=1, skew=1000.0):
         self.personality = personality
         self.posix = personality == "posix"
         self.blocking = personality == "windows"
         self.lagging = personality in ("nfs", "hostile")
         self.hostile = personality == "hostile"
-        self.machines = [Machine(n, 1000.0 * n) for n in range(machines)]
+        self.machines = [Machine(n, skew * n) for n in range(machines)]
         self.now = 1000.0
         self.numbers = 0
         self.free_numbers = []
