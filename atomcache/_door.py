@@ -48,11 +48,15 @@ READ = os.O_RDONLY | _O_BINARY | _O_NONBLOCK
 """Flags to read an entry."""
 PROBE = os.O_RDWR | _O_BINARY | _O_NONBLOCK | getattr(os, "O_NOFOLLOW", 0)
 """Flags to look at somebody's claim."""
+NOTE = os.O_WRONLY | os.O_CREAT | _O_BINARY | getattr(os, "O_NOFOLLOW", 0)
+"""Flags to write a file that always has the same content, whoever writes it."""
 CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | _O_BINARY | getattr(os, "O_NOFOLLOW", 0)  # mode 'x'
 """Flags of exclusive creation, the primitive lock of the whole protocol."""
 
 _REMOVE_TRIES = 5
 """How often to start over a removal into which somebody writes."""
+
+_POLL_SECONDS = 0.01
 
 _inherited: set[int] = set()
 """Descriptors that a forked child must close: they keep the parent's claims alive."""
@@ -165,7 +169,16 @@ class Door:
             fcntl.flock(fd, fcntl.LOCK_SH)
             fcntl.flock(fd, fcntl.LOCK_UN)
             return True
-        return _sleepers.wait(fd, timeout)
+        try:
+            return _sleepers.wait(fd, timeout)
+        except RuntimeError:  # no more threads to be had: poll
+            end = monotonic() + timeout
+            while not _flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB):
+                if monotonic() >= end:
+                    return False
+                sleep(_POLL_SECONDS)
+            fcntl.flock(fd, fcntl.LOCK_UN)
+            return True
 
     def unlock(self, fd: int) -> None:
         """Let go of a lock now, even if a forked child still has the file open."""

@@ -90,7 +90,7 @@ def parse(data: Buffer) -> Header:
     end = payload_start(header)
     if len(data) < end:
         raise Damaged("it ends before its payload")
-    if xxh3_64_intdigest(memoryview(data)[_SUMMED_FROM:end]) != header.head_sum:
+    if xxh3_64_intdigest(data[_SUMMED_FROM:end]) != header.head_sum:
         raise Damaged("the checksum of its header is wrong")
     return header
 

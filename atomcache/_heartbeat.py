@@ -36,8 +36,14 @@ class _Heart:
         with self.lock:
             self.periods[fd] = period
             if self.asleep_for is None:
-                start_new_thread(self.beat, ())
-                self.asleep_for = period
+                try:
+                    start_new_thread(self.beat, ())
+                except RuntimeError as error:  # no more threads to be had
+                    logger().warning(
+                        "a build has no heartbeat, other machines may build it too: %s", error
+                    )
+                else:
+                    self.asleep_for = period
             elif period < self.asleep_for and self.bell.locked():
                 self.bell.release()
 

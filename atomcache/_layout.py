@@ -21,6 +21,7 @@ from __future__ import annotations
 import os
 import re
 
+from ._door import NOTE
 from ._errors import LayoutError
 
 TYPE_CHECKING = False
@@ -97,12 +98,14 @@ class Layout:
             folder = os.path.dirname(folder)
         for folder in reversed(missing):
             if folder == self.root:
-                self._check_version()
-                self._leave_notes()
+                names = self.door.listdir(self.directory)
+                self._check_version(names)
+                if set(names) <= set(_FILES):  # never beside what is not ours
+                    self._leave_notes()
             self._make_folder(folder)
 
-    def _check_version(self) -> None:
-        for name in self.door.listdir(self.directory):
+    def _check_version(self, names: list[str]) -> None:
+        for name in names:
             if re.fullmatch(r"v[0-9]+", name) and name != VERSION:
                 raise LayoutError(
                     f"{self.directory} holds a cache of layout {name}, and this version of "
@@ -111,13 +114,9 @@ class Layout:
                 )
 
     def _leave_notes(self) -> None:
-        from ._door import CREATE
-
+        """Write the notes; whoever writes at the same time, or did half, wrote the same."""
         for name, content in _FILES.items():
-            try:
-                fd = self.door.open(os.path.join(self.directory, name), CREATE, self.file_mode)
-            except FileExistsError:
-                continue
+            fd = self.door.open(os.path.join(self.directory, name), NOTE, self.file_mode)
             try:
                 self.door.write(fd, content)
             finally:

@@ -210,7 +210,10 @@ class PathEntry:
 
     def lost(self, scratch: str) -> bool:
         """Tell whether what was built is gone, because somebody deleted the cache."""
-        return identify(self.door, scratch) is None
+        try:
+            return identify(self.door, scratch) is None
+        except OSError:
+            return False  # it can't be told; the error that made us ask is the one to raise
 
     def keep_apart(self, target: str) -> Path:
         """Move what could not be stored to a temporary folder of this process."""
@@ -259,10 +262,17 @@ class PathEntry:
         trash = f"{scratch}00"
         won = install_folder(door, scratch, self.path, seen, trash)
         if won and self.options.durable:
-            shard = os.path.dirname(self.path)
-            for folder in (shard, self.layout.root, self.layout.directory):
-                door.sync_folder(folder)  # each may be new, and hold the next one's name
+            self._sync_names()
         return won, Path(os.path.join(self.path, self.name))
+
+    def _sync_names(self) -> None:
+        """Force the names that lead to the entry onto the disk; any of them may be new."""
+        shard = os.path.dirname(self.path)
+        try:
+            for folder in (shard, self.layout.root, self.layout.directory):
+                self.door.sync_folder(folder)
+        except OSError as error:  # it is published: others have it already
+            logger().warning("a power cut may undo %s: %s", self.path, error)
 
     def _check_built(self, target: str) -> None:
         try:

@@ -15,9 +15,9 @@ import pytest
 import atomcache
 from atomcache import BuildFailedError, Cache, CodecError, UnsafeDirectoryError, _header, _inert
 from atomcache._claim import take
-from atomcache._lines import write_lines
 from atomcache._door import Door, door
 from atomcache._keys import digest
+from atomcache._lines import write_lines
 
 from .crew import leftovers
 

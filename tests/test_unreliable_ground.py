@@ -1091,3 +1091,9 @@ def test_a_factory_that_can_not_be_called_is_an_option_error(cache, kind):
     with pytest.raises(OptionError, match="callable"):
         ask_with[kind]()
     assert not cache.directory.exists()
+
+
+def test_a_folder_with_other_things_in_it_is_not_marked_as_a_cache(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    Cache(tmp_path).set("key", 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.txt", "v1"]

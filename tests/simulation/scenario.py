@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 
 from atomcache import Cache
+from atomcache._door import CREATE
 from atomcache._errors import AtomcacheError, StorageError
 from atomcache._header import Damaged, assemble, parse, payload_start
 from atomcache._keys import digest
@@ -208,7 +209,7 @@ class Scenario:
 
     def build_file(self, process, target):
         value = self.build(process)
-        fd = process.door.open(target, 0o101)
+        fd = process.door.open(target, CREATE)
         try:
             process.door.write(fd, value)
         finally:

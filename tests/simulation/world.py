@@ -74,13 +74,14 @@ class Inode:
 
 
 class OpenFile:
-    __slots__ = ("inode", "offset", "path", "process")
+    __slots__ = ("inode", "offset", "path", "process", "written")
 
     def __init__(self, inode, process, path):
         self.inode = inode
         self.process = process
         self.path = path
         self.offset = 0
+        self.written = 0
 
 
 class Machine:
@@ -242,7 +243,7 @@ class World:
         folder, name = self.parent(path)
         inode = folder.folder.get(name)
         if flags & os.O_CREAT:
-            if inode is not None and not self._seen_late(process, inode):
+            if inode is not None and flags & os.O_EXCL and not self._seen_late(process, inode):
                 raise FileExistsError(errno.EEXIST, "it exists", path)
             if inode is None:
                 inode = folder.folder[name] = self._inode(False)
@@ -567,7 +568,8 @@ class SimDoor:
         half = len(data) // 2 if ".temp." in file.path else 0
         for part in (data[:half], data[half:]) if half else (data,):
             me = self.step("write", file.path)
-            file.inode.data += part
+            file.inode.data = file.inode.data[: file.written] + part
+            file.written += len(part)
             file.inode.mtime = self.world.now
             self.saw(me, len(part))
 
