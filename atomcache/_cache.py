@@ -16,10 +16,10 @@ from ._door import door as real_door
 from ._errors import AtomcacheError, OptionError
 from ._keys import describe, digest
 from ._layout import CLAIM, Layout
-from ._options import Options, seconds
+from ._options import Options, seconds, size
 from ._protocol import Protocol, storage_error
 from ._publish import MISS, remove
-from ._value import ValueEntry, read
+from ._value import ValueEntry, read, read_remembered
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from ._door import Door
     from ._listing import EntryInfo
+    from ._memory import MemoryTier
     from ._options import CallOptions
 
     T = TypeVar("T")
@@ -62,6 +63,10 @@ class Cache:
     lease : float or timedelta
         Seconds that a builder may show no sign of life where its lock can't be seen
         (another machine, a filesystem without locks) before another one takes over.
+    memory : int or str, optional
+        Bytes, such as ``"64MB"``, of values to keep decoded in this process; each is
+        validated by one stat, so that another process's change is seen at once.  Only
+        values that can't be changed in place are kept.  `None`, the default: none.
     **options
         Defaults for every call: `max_age`, `timeout`, `on_error`, `on_store_error`,
         `codec`, `durable` and `tags`, as documented in `Options`.
@@ -89,6 +94,7 @@ class Cache:
         secret: bytes | None = None,
         shared: bool = False,
         lease: Any = 30.0,
+        memory: int | str | None = None,
         **options: Unpack[CallOptions],
     ) -> None:
         place: Any = directory if isinstance(directory, str) else _path_of(directory)
@@ -102,6 +108,7 @@ class Cache:
             "secret": secret,
             "shared": shared,
             "lease": lease,
+            "memory": memory,
             **options,
         }
         self._open(real_door)
@@ -119,7 +126,10 @@ class Cache:
         lease = seconds("lease", given.pop("lease"))
         if not lease or lease > 86_400:
             raise OptionError("lease must be more than 0 seconds and at most a day")
+        limit = size("memory", given.pop("memory"))
+        self._memory = None if limit is None else _memory_tier(limit)
         self._options = Options(self._codecs.find("data")).changed(given, self._codecs.find)
+        self._path_places: dict[str, tuple[str, bytes, str, str, Path]] = {}
         self._places: dict[str, tuple[bytes, str]] = {}
         self._protocol = Protocol(door, self._layout, lease)
 
@@ -210,7 +220,7 @@ class Cache:
         chosen = self._options if not options else self._changed(options)
         name, path = self._place(key)
         try:
-            value: T = read(self._door, path, name, chosen)
+            value: T = self._read(path, name, chosen)
         except OSError as error:
             entry = ValueEntry(self._layout, name, key, chosen, factory)
             value = self._unreadable(entry, error)
@@ -268,23 +278,22 @@ class Cache:
         >>> path.name, path.read_text()
         ('greeting.txt', 'hello')
         """
-        from pathlib import Path
-
-        from ._path import PathEntry, check_name, find
+        from ._path import PathEntry, find
 
         chosen = self._options if not options else self._changed(options)
-        digested = digest(_PATH, key)
-        check_name(name)
-        entry = PathEntry(self._layout, digested, key, name, chosen, build)
+        place = self._path_places.get(key) if type(key) is str else None
+        if place is None or place[0] != name:
+            place = self._path_place(key, name)
+        _, digested, target, meta, found = place
         try:
-            found = find(self._door, entry.path, name, chosen)
+            if find(self._door, target, meta, chosen):
+                return found
         except OSError as error:
-            path: Path = self._unreadable(entry, error)
-            return path
-        if found is not None:
-            return Path(found)
+            entry = PathEntry(self._layout, digested, key, name, chosen, build)
+            unstored: Path = self._unreadable(entry, error)
+            return unstored
         _check_callable("build", build)
-        missed: Path = self._missed(entry)
+        missed: Path = self._missed(PathEntry(self._layout, digested, key, name, chosen, build))
         return missed
 
     # -- look ------------------------------------------------------------------------
@@ -302,7 +311,7 @@ class Cache:
         chosen = self._options if not options else self._changed(options)
         name, path = self._place(key)
         try:
-            value = read(self._door, path, name, chosen)
+            value = self._read(path, name, chosen)
         except OSError as error:
             raise self._storage_error(_VALUE, key, error) from error
         return default if value is MISS else value
@@ -321,16 +330,18 @@ class Cache:
         """
         from pathlib import Path
 
-        from ._path import find, stored_name
+        from ._path import META, find, stored_name
 
         chosen = self._options if not options else self._changed(options)
         path = self._layout.entry(digest(_PATH, key))
         try:
             name = stored_name(self._door, path)
-            found = None if name is None else find(self._door, path, name, chosen)
+            if name is None:
+                return default
+            target, meta = os.path.join(path, name), os.path.join(path, META)
+            return Path(target) if find(self._door, target, meta, chosen) else default
         except OSError as error:
             raise self._storage_error(_PATH, key, error) from error
-        return default if found is None else Path(found)
 
     def __contains__(self, key: object) -> bool:
         """Tell whether there is a fresh value or path of `key`."""
@@ -424,6 +435,11 @@ class Cache:
 
     # -- inside ----------------------------------------------------------------------
 
+    def _read(self, path: str, name: bytes, chosen: Options) -> Any:
+        if self._memory is None:
+            return read(self._door, path, name, chosen)
+        return read_remembered(self._memory, self._door, path, name, chosen)
+
     def _place(self, key: object) -> tuple[bytes, str]:
         """Return digest and path of a key's value, remembered for keys that are text."""
         if type(key) is not str:
@@ -436,6 +452,22 @@ class Cache:
             if len(self._places) >= _MOST_PLACES:
                 self._places.clear()
             self._places[key] = place
+        return place
+
+    def _path_place(self, key: object, name: str) -> tuple[str, bytes, str, str, Path]:
+        """Return name, digest, target, meta and result of a path, remembered as `_place` does."""
+        from pathlib import Path
+
+        from ._path import META, check_name
+
+        digested = digest(_PATH, key)
+        folder = self._layout.entry(digested)
+        target = os.path.join(folder, check_name(name))
+        place = name, digested, target, os.path.join(folder, META), Path(target)
+        if type(key) is str:
+            if len(self._path_places) >= _MOST_PLACES:
+                self._path_places.clear()
+            self._path_places[key] = place
         return place
 
     def _changed(self, options: CallOptions) -> Options:
@@ -472,6 +504,12 @@ class Cache:
 
     def __repr__(self) -> str:
         return f"Cache({self._layout.directory!r})"
+
+
+def _memory_tier(limit: int) -> MemoryTier:
+    from ._memory import MemoryTier
+
+    return MemoryTier(limit)
 
 
 def _path_of(directory: object) -> object:

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
 def write_lines(fields: Iterable[tuple[str, str]]) -> bytes:
     """Return the lines for some named values."""
-    text = "".join(
-        f"{name} {value.replace('%', '%25').replace(_NEWLINE, '%0A')}\n" for name, value in fields
-    )
+    text = ""
+    for name, value in fields:
+        if "%" in value or "\n" in value:
+            value = value.replace("%", "%25").replace("\n", "%0A")
+        text += f"{name} {value}\n"
     return text.encode("utf-8", "surrogatepass")
 
 
@@ -32,6 +34,3 @@ def read_lines(data: bytes) -> list[tuple[str, str]]:
         name, _, value = line.partition(" ")
         fields.append((name, value.replace("%0A", "\n").replace("%25", "%")))
     return fields
-
-
-_NEWLINE = "\n"  # Python 3.11 takes no backslash within an f-string's braces

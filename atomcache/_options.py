@@ -107,6 +107,33 @@ def seconds(name: str, value: object) -> float | None:
     return None if math.isinf(length) else length
 
 
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def size(name: str, value: object) -> int | None:
+    """Check a number of bytes, such as 500, ``"64MB"`` or ``"1.5GiB"``; `None` stays `None`."""
+    if value is None:
+        return None
+    number: float | None = None
+    if isinstance(value, int) and not isinstance(value, bool):
+        number = value
+    elif isinstance(value, str):
+        text = value.strip()
+        digits = text.rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ ")
+        unit = _UNITS.get(text[len(digits) :].strip().upper())
+        try:
+            number = None if unit is None else float(digits) * unit
+        except ValueError:
+            number = None
+    if number is None or not 0 < number < 2**63:
+        raise OptionError(
+            f"{name} must be a positive number of bytes, such as 500, '64MB' or '1.5GiB', "
+            f"or None, not {value!r}"
+        )
+    return int(number)
+
+
 def _one_of(*choices: str) -> Callable[[str, object], str]:
     def check(name: str, value: object) -> str:
         if not isinstance(value, str) or value not in choices:

@@ -83,27 +83,26 @@ def check_name(name: object) -> str:
 
 
 def find(
-    door: Door, path: str, name: str, options: Options, started: float | None = None
-) -> str | None:
-    """Return the path of what was built, or `None` if there is no fresh one."""
-    target = path + os.sep + name
+    door: Door, target: str, meta: str, options: Options, started: float | None = None
+) -> bool:
+    """Tell whether a fresh entry holds what was built, by the paths of that and of its meta."""
     try:
         door.stat(target)
-        expires = door.stat(path + os.sep + META).st_mtime or NEVER
-        if options.max_age is None and expires == NEVER:
-            return target
-        created = 0.0 if options.max_age is None else read_header(door, path)[0].created
+        expires = door.stat(meta).st_mtime
+        if options.max_age is None:
+            return not expires or fresh(door, 0.0, expires, None, started)
+        created = read_header(door, meta)[0].created
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        return False
     except Damaged as why:
-        logger().warning("a damaged entry is built anew: %s: %s", path, why)
-        return None
-    return target if fresh(door, created, expires, options.max_age, started) else None
+        logger().warning("a damaged entry is built anew: %s: %s", meta, why)
+        return False
+    return fresh(door, created, expires or NEVER, options.max_age, started)
 
 
-def read_header(door: Door, path: str) -> tuple[Header, dict[str, Any]]:
-    """Return header and meta of a path entry."""
-    fd = door.open(path + os.sep + META, READ)
+def read_header(door: Door, meta: str) -> tuple[Header, dict[str, Any]]:
+    """Return header and content of a path entry's meta."""
+    fd = door.open(meta, READ)
     try:
         data = door.read(fd, _LARGEST_META)
     finally:
@@ -115,7 +114,7 @@ def read_header(door: Door, path: str) -> tuple[Header, dict[str, Any]]:
 def stored_name(door: Door, path: str) -> str | None:
     """Return under which name the entry holds what was built, if there is an entry."""
     try:
-        name = read_header(door, path)[1].get("name")
+        name = read_header(door, os.path.join(path, META))[1].get("name")
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (Damaged, ValueError) as why:
@@ -165,8 +164,8 @@ class PathEntry:
         """Return the path if there is a fresh one, else `MISS`."""
         from pathlib import Path
 
-        found = find(self.door, self.path, self.name, self.options, started)
-        return MISS if found is None else Path(found)
+        target, meta = os.path.join(self.path, self.name), os.path.join(self.path, META)
+        return Path(target) if find(self.door, target, meta, self.options, started) else MISS
 
     def identity(self) -> Identity | None:
         """Return what tells the present entry from any later one; `None` if none is there.

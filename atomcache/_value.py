@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from ._door import Door
     from ._header import Header
     from ._layout import Layout
+    from ._memory import MemoryTier
     from ._options import Options
 
 ONE_READ = 131_072
@@ -61,13 +62,40 @@ CLOCK_SLACK = 5.0
 that jumped: machines that share a folder agree to about a second."""
 
 
+def read_remembered(
+    memory: MemoryTier, door: Door, path: str, digest: bytes, options: Options
+) -> Any:
+    """Return the value of an entry from memory if its file is the one it was read from.
+
+    Otherwise the file is read, and the value is kept if it is one that can be.
+    """
+    try:
+        found = door.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return MISS
+    kept = memory.get(path, found, options.codec)
+    if kept is None:
+        return read(door, path, digest, options, memory=memory)
+    value, created, expires = kept
+    if options.max_age is None and expires == NEVER:
+        return value
+    return value if fresh(door, created, expires, options.max_age, None) else MISS
+
+
 def read(
-    door: Door, path: str, digest: bytes, options: Options, started: float | None = None
+    door: Door,
+    path: str,
+    digest: bytes,
+    options: Options,
+    started: float | None = None,
+    memory: MemoryTier | None = None,
 ) -> Any:
     """Return the value of an entry, or `MISS`.
 
     Parameters
     ----------
+    memory
+        Where to keep the value, if it can be kept.
     started
         When the call began (seconds since the epoch), for those with an age limit:
         what was made since then is fresh however short the limit.  `None`: now.
@@ -81,7 +109,7 @@ def read(
         header = parse(data)
         start = payload_start(header)
         found = None
-        if header.buffers or len(data) == ONE_READ or options.codec.guarded:
+        if header.buffers or len(data) == ONE_READ or options.codec.guarded or memory:
             found = door.fstat(fd)
             payload, buffers = _read_parts(door, fd, path, found, data, header, start)
         else:
@@ -102,7 +130,10 @@ def read(
             return MISS
         if found is not None and codec.guarded:
             codec.check_origin(path, found, header, payload, buffers)
-        return _unpack(codec, header.form, payload, buffers)
+        value = _unpack(codec, header.form, payload, buffers)
+        if memory is not None and found is not None:
+            memory.put(path, found, codec, value, header.created, header.expires)
+        return value
     except (Damaged, IsADirectoryError) as why:
         logger().warning("a damaged entry is built anew: %s: %s", path, why)
         return MISS

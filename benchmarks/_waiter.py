@@ -134,10 +134,76 @@ def filelock_recipe(folder: str, factory: Factory) -> Factory:
     return ask
 
 
+_factory: list[Factory] = []
+
+
+def page(key: str) -> bytes:
+    """Build: what the competitors memoize that are decorators."""
+    return _factory[0]()
+
+
+def dogpile(folder: str, factory: Factory) -> Factory:
+    """Prepare `get_or_create` of a dogpile.cache region over a dbm file."""
+    import importlib
+
+    region = (
+        importlib.import_module("dogpile.cache")
+        .make_region()
+        .configure("dogpile.cache.dbm", arguments={"filename": os.path.join(folder, "dbm")})
+    )
+    return lambda: region.get_or_create("page", factory)  # type: ignore[no-any-return]
+
+
+def _diskcache(folder: str, factory: Factory, *, barrier: bool) -> Factory:
+    import importlib
+
+    diskcache = importlib.import_module("diskcache")
+    _factory.append(factory)
+    cache = diskcache.Cache(os.path.join(folder, "cache"))
+    cached = cache.memoize()(page)
+    if barrier:  # as in diskcache's case study of a landing page
+        cached = cache.memoize()(diskcache.barrier(cache, diskcache.Lock)(cached))
+    return lambda: cached("page")  # type: ignore[no-any-return]
+
+
+def diskcache_memoize(folder: str, factory: Factory) -> Factory:
+    """Prepare `diskcache.Cache.memoize`."""
+    return _diskcache(folder, factory, barrier=False)
+
+
+def diskcache_barrier(folder: str, factory: Factory) -> Factory:
+    """Prepare `diskcache.barrier` with a `diskcache.Lock`, memoized inside and outside."""
+    return _diskcache(folder, factory, barrier=True)
+
+
+def joblib_memory(folder: str, factory: Factory) -> Factory:
+    """Prepare `joblib.Memory.cache`."""
+    import importlib
+
+    _factory.append(factory)
+    memory = importlib.import_module("joblib").Memory(folder, verbose=0)
+    cached = memory.cache(page)
+    return lambda: cached("page")  # type: ignore[no-any-return]
+
+
+def cachier(folder: str, factory: Factory) -> Factory:
+    """Prepare `cachier.cachier` with its pickle core."""
+    import importlib
+
+    _factory.append(factory)
+    cached = importlib.import_module("cachier").cachier(cache_dir=folder)(page)
+    return lambda: cached("page")  # type: ignore[no-any-return]
+
+
 COMPETITORS = {
     "bare limit": bare_limit,
     "atomcache": atomcache,
     "FileLock recipe": filelock_recipe,
+    "dogpile.cache dbm": dogpile,
+    "diskcache barrier": diskcache_barrier,
+    "diskcache.memoize": diskcache_memoize,
+    "joblib.Memory": joblib_memory,
+    "cachier": cachier,
 }
 
 

@@ -168,6 +168,10 @@ class Crew:
             if pid != killed
         ]
 
+    def returned(self) -> int:
+        """Return how many have reported by the last deadline."""
+        return sum(said.count(b"\n") >= 2 for said in self._said.values())
+
     def _listen(self, lines: int, deadline: float, killed: int | None = None) -> None:
         """Read until everybody has said so many lines."""
         waiting = {

@@ -113,6 +113,7 @@ class Scenario:
             "secret": None,
             "shared": False,
             "lease": 30.0,
+            "memory": None,
             **self.options,
         }
         cache._open(door)
