@@ -151,7 +151,7 @@ def dogpile(folder: str, factory: Factory) -> Factory:
         .make_region()
         .configure("dogpile.cache.dbm", arguments={"filename": os.path.join(folder, "dbm")})
     )
-    return lambda: region.get_or_create("page", factory)  # type: ignore[no-any-return]
+    return lambda: region.get_or_create("page", factory)
 
 
 def _diskcache(folder: str, factory: Factory, *, barrier: bool) -> Factory:
@@ -163,7 +163,7 @@ def _diskcache(folder: str, factory: Factory, *, barrier: bool) -> Factory:
     cached = cache.memoize()(page)
     if barrier:  # as in diskcache's case study of a landing page
         cached = cache.memoize()(diskcache.barrier(cache, diskcache.Lock)(cached))
-    return lambda: cached("page")  # type: ignore[no-any-return]
+    return lambda: cached("page")
 
 
 def diskcache_memoize(folder: str, factory: Factory) -> Factory:
@@ -183,7 +183,7 @@ def joblib_memory(folder: str, factory: Factory) -> Factory:
     _factory.append(factory)
     memory = importlib.import_module("joblib").Memory(folder, verbose=0)
     cached = memory.cache(page)
-    return lambda: cached("page")  # type: ignore[no-any-return]
+    return lambda: cached("page")
 
 
 def cachier(folder: str, factory: Factory) -> Factory:
@@ -192,7 +192,7 @@ def cachier(folder: str, factory: Factory) -> Factory:
 
     _factory.append(factory)
     cached = importlib.import_module("cachier").cachier(cache_dir=folder)(page)
-    return lambda: cached("page")  # type: ignore[no-any-return]
+    return lambda: cached("page")
 
 
 COMPETITORS = {

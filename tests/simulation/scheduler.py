@@ -36,17 +36,20 @@ class Run:
     def choices(self, kills):
         """Return what can happen next; nothing, when all is quiet."""
         world = self.world
-        ready = [p for p in world.processes if p.ready()]
+        ready = []
+        asleep = None
+        for process in world.processes:
+            if process.ready():
+                ready.append(process)
+            elif process.asleep() and (asleep is None or process.wakes < asleep.wakes):
+                asleep = process
         found = [("go", p) for p in ready]
-        if not (ready and self.scenario.prompt):
-            asleep = [p for p in world.processes if p.asleep()]
-            if asleep:
-                found.append(("tick", min(asleep, key=lambda p: p.wakes)))
+        if asleep is not None and not (ready and self.scenario.prompt):
+            found.append(("tick", asleep))
         if kills:
             found += [("kill", p) for p in ready if p.pending != "start"]
-        paused = [p for p in world.processes if p.alive and p.paused]
-        if not found and paused:
-            found = [("resume", p) for p in paused]
+        if not found:
+            found = [("resume", p) for p in world.processes if p.alive and p.paused]
         if not found and any(p.alive and not p.done for p in world.processes):
             raise Stuck("nobody can go on")
         return found
@@ -58,7 +61,7 @@ class Run:
             self.lines.append((world.now, process.name, action, process.pending, process.argument))
         if action == "go":
             process.greenlet.switch()
-        elif action == "tick":
+        elif action in ("tick", "early tick"):
             world.advance(process.wakes)
         elif action == "kill":
             world.kills += 1
@@ -89,7 +92,7 @@ class Run:
             if action != "go":
                 number = isinstance(action, int)
                 what = f"{what} fails: {errno.errorcode[action]}" if number else f"{action}s"
-                if action == "tick":
+                if action in ("tick", "early tick"):
                     what = "(the clock moves on)"
                 elif action == "kill":
                     what = f"is killed before: {pending} {short(argument)}"
@@ -181,18 +184,21 @@ def _explore_one(scenario, prefix, kills, most_steps, early_ticks, seen, todo):
     ticks = early_ticks
     try:
         for step in range(most_steps):
-            try:
-                found = run.choices(kills)
-            except Stuck as why:
-                raise Found(scenario, [str(why)], done) from None
-            if not found:
-                break
-            waiting = found[0][0] != "go"
-            if not ticks and not waiting:
-                found = [choice for choice in found if choice[0] != "tick"]
             if step < len(prefix):
                 choice = prefix[step]
             else:
+                try:
+                    found = run.choices(kills)
+                except Stuck as why:
+                    raise Found(scenario, [str(why)], done) from None
+                if not found:
+                    break
+                if found[0][0] == "go":
+                    found = [
+                        ("early tick" if action == "tick" else action, p)
+                        for action, p in found
+                        if ticks or action != "tick"
+                    ]
                 state = hash((world.state(), kills, ticks))
                 if state in seen:
                     return
@@ -202,7 +208,7 @@ def _explore_one(scenario, prefix, kills, most_steps, early_ticks, seen, todo):
                 todo.extend((*done, option) for option in options[1:])
             done.append(choice)
             action, place = choice
-            if action == "tick" and not waiting:
+            if action == "early tick":
                 ticks -= 1
             elif action == "kill":
                 kills -= 1
