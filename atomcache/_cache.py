@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 
-from ._codecs import CodecTable
+from ._codec_table import CodecTable
 from ._door import door as real_door
 from ._errors import AtomcacheError, OptionError
 from ._keys import describe, digest

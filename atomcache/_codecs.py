@@ -4,7 +4,7 @@ What it is for: ``"json"``, ``"bytes"`` and ``"text"`` are here; ``"data"``, the
 is in `_data`, and ``"pickle"`` in `_pickle`.  `_own_codec` says what a codec of the
 user's own looks like.
 
-Who calls it: `Cache` finds codecs here by name; the value entries pack and unpack with
+Who calls it: `_codec_table` finds them by name; the value entries pack and unpack with
 them.  The reader's codec decides: an entry that another codec wrote is a miss, so no
 file can choose how it is read.
 
@@ -14,7 +14,7 @@ What may go wrong: a value that would not come back equal, in type too, is refus
 
 from __future__ import annotations
 
-from ._errors import CodecError, OptionError
+from ._errors import CodecError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -114,59 +114,6 @@ class Json(AnyCodec):
         return json.loads(bytes(payload))
 
 
-class CodecTable:
-    """The codecs that one cache can use, by name, made when first asked for.
-
-    Parameters
-    ----------
-    directory
-        The cache folder, which ``"pickle"`` checks before it trusts it.
-    allow
-        Classes that ``"data"`` admits besides Python's own.
-    secret
-        Key with which ``"pickle"`` signs what it stores and checks what it reads.
-    """
-
-    def __init__(self, directory: str, allow: Sequence[type], secret: bytes | None) -> None:
-        if secret is not None and (type(secret) is not bytes or len(secret) < SHORTEST_SECRET):
-            raise OptionError(f"secret must be at least {SHORTEST_SECRET} bytes of type bytes")
-        self._directory = directory
-        self._allow = allow
-        self._secret = secret
-        self._made: dict[str, AnyCodec] = {}
-
-    def find(self, wanted: object) -> AnyCodec:
-        """Return the codec that a name or a user's object stands for."""
-        if not isinstance(wanted, str):
-            from ._own_codec import adopt
-
-            return _finish(adopt(wanted))
-        codec = self._made.get(wanted)
-        if codec is None:
-            codec = self._made[wanted] = _finish(self._make(wanted))
-        return codec
-
-    def _make(self, name: str) -> AnyCodec:
-        if name == "data":
-            from ._data import Data
-
-            return Data(self._allow)
-        if name == "pickle":
-            from ._pickle import Pickle
-
-            return Pickle(self._directory, self._secret)
-        plain = {"bytes": Bytes, "text": Text, "json": Json}.get(name)
-        if plain is not None:
-            return plain()
-        raise OptionError(
-            f"there is no codec {name!r}; there are 'data', 'json', 'bytes', 'text', 'pickle', "
-            "or pass an object with name, encode and decode"
-        )
-
-
-SHORTEST_SECRET = 16
-"""Bytes: as long as an AES-128 key."""
-
 OUT_OF_BAND_SIZE = 16_384
 """Bytes from which a buffer is stored apart and mapped; below, copying is cheaper."""
 
@@ -189,11 +136,6 @@ def type_name(value: object) -> str:
     if kind.__module__ == "builtins":
         return kind.__qualname__
     return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _finish(codec: AnyCodec) -> AnyCodec:
-    codec.stored_name = codec.name.encode("ascii").ljust(NAME_SIZE, b"\0")
-    return codec
 
 
 def _exactly(wanted: type, value: Any, codec: str) -> Any:

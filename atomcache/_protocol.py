@@ -26,7 +26,6 @@ from contextvars import ContextVar
 from ._claim import (
     LEASE,
     NEWBORN_GRACE,
-    appearance,
     claim_path,
     leads_to,
     living_record,
@@ -36,10 +35,11 @@ from ._claim import (
     reap,
     take,
 )
-from ._errors import AtomcacheError, BuildTimeout, CircularBuildError, StorageError
+from ._errors import AtomcacheError, CircularBuildError, StorageError
 from ._failure import again
 from ._flight import Flights, Outcome
 from ._log import logger
+from ._patience import Patience
 from ._publish import MISS
 
 TYPE_CHECKING = False
@@ -56,14 +56,6 @@ if TYPE_CHECKING:
     from ._value import ValueEntry
 
     Entry: TypeAlias = ValueEntry | PathEntry
-
-SHORTEST_PAUSE = 0.001
-LONGEST_PAUSE = 1.0
-"""Seconds between two looks at a claim whose lock can't be slept on."""
-
-PAUSE_SHARE = 8
-"""A pause is this fraction of the time already waited, so a poller is late by an eighth
-of the build at most, and looks a few dozen times per build rather than thousands."""
 
 RACE_PAUSE = 0.002
 """Seconds within which those who woke together to one dead owner spread out."""
@@ -96,7 +88,7 @@ class Protocol:
     def get(self, entry: Entry, started: float) -> Any:
         """Return an entry's value or path, built now if need be, once for all who ask."""
         self._refuse_own_key(entry)
-        patience = _Patience(self.door, entry)
+        patience = Patience(self.door, entry)
         while True:
             flight, leading = self.flights.board(entry.path)
             if leading:
@@ -116,7 +108,7 @@ class Protocol:
     # -- elect -----------------------------------------------------------------------
 
     def _lead(
-        self, entry: Entry, flight: Flight, started: float, patience: _Patience
+        self, entry: Entry, flight: Flight, started: float, patience: Patience
     ) -> Outcome | None:
         outcome = None
         try:
@@ -126,7 +118,7 @@ class Protocol:
         return outcome
 
     def _follow(
-        self, entry: Entry, flight: Flight, started: float, patience: _Patience
+        self, entry: Entry, flight: Flight, started: float, patience: Patience
     ) -> Outcome | None:
         path = claim_path(entry.path)
         self._announce(path)
@@ -150,7 +142,7 @@ class Protocol:
 
     # -- claim, or wait --------------------------------------------------------------
 
-    def _attempt(self, entry: Entry, started: float, patience: _Patience) -> Outcome:
+    def _attempt(self, entry: Entry, started: float, patience: Patience) -> Outcome:
         builds = 0
         try:
             while True:
@@ -258,7 +250,7 @@ class Protocol:
 
     # -- wait, reap ------------------------------------------------------------------
 
-    def _wait(self, entry: Entry, started: float, patience: _Patience) -> Outcome | None:
+    def _wait(self, entry: Entry, started: float, patience: Patience) -> Outcome | None:
         """Sleep until the owner is done or dead; `None` if the story has to start over."""
         door = self.door
         path = claim_path(entry.path)
@@ -296,9 +288,7 @@ class Protocol:
             return None
         return Outcome(error=failure)
 
-    def _sleep(
-        self, entry: Entry, path: str, fd: int, record: Record, patience: _Patience
-    ) -> None:
+    def _sleep(self, entry: Entry, path: str, fd: int, record: Record, patience: Patience) -> None:
         """Sleep on the owner's lock."""
         self._announce(path)
         try:
@@ -315,7 +305,7 @@ class Protocol:
         found: os.stat_result,
         record: Record | None,
         dead: bool,
-        patience: _Patience,
+        patience: Patience,
     ) -> None:
         """Remove the claim if its owner is known to be dead, else let some time pass."""
         may_be_silent = NEWBORN_GRACE if record is None else record.lease
@@ -367,64 +357,6 @@ class Protocol:
                     "Let one of these factories do without the other"
                 )
             path = record.waits_for
-
-
-class _Patience:
-    """How long one caller has waited, for what, and how long it still may."""
-
-    def __init__(self, door: Door, entry: Entry) -> None:
-        self._door = door
-        self._entry = entry
-        self._began = door.monotonic()
-        self._looks: tuple[int, ...] | None = None
-        self._looks_so_since = self._began
-        self._claim: tuple[int, ...] | None = None
-        self._claim_since = self._began
-
-    def left(self) -> float | None:
-        """Return how many seconds the caller may still wait; `None` for no limit."""
-        timeout = self._entry.options.timeout
-        if timeout is None:
-            return None
-        waited: float = self._door.monotonic() - self._began
-        return timeout - waited
-
-    def unchanged(self, found: os.stat_result) -> float:
-        """Return for how many seconds a claim has shown no sign of life, by our own clock."""
-        now: float = self._door.monotonic()
-        looks = appearance(found)
-        if looks != self._looks:
-            self._looks = looks
-            self._looks_so_since = now
-        if looks[:2] != self._claim:
-            self._claim = looks[:2]
-            self._claim_since = now
-        return now - self._looks_so_since
-
-    def pause(
-        self, found: os.stat_result | None, record: Record | None, longest: float = LONGEST_PAUSE
-    ) -> None:
-        """Sleep a while, the longer the longer this claim has been waited for."""
-        left = self.left()
-        if left is not None and left <= 0:
-            raise self.ended(record)
-        waited = 0.0 if found is None else self._door.monotonic() - self._claim_since
-        pause = min(max(waited / PAUSE_SHARE, SHORTEST_PAUSE), longest)
-        jitter = int.from_bytes(self._door.urandom(1)) / 255  # 0 to 1
-        pause *= 0.5 + jitter
-        self._door.sleep(pause if left is None else min(pause, left))
-
-    def ended(self, record: Record | None) -> BuildTimeout:
-        """Return the error that says who is still building."""
-        owner = "somebody else"
-        if record is not None:
-            age = max(0.0, self._door.time() - record.started)
-            owner = f"process {record.pid} on {record.host}, for {age:.1f} s so far,"
-        return BuildTimeout(
-            f"{self._entry.what()} is still being built by {owner} after waiting "
-            f"{self._entry.options.timeout} s, in {self._entry.path}. Raise timeout=, or ask "
-            "again later"
-        )
 
 
 def storage_error(what: str, path: str, error: OSError) -> StorageError:

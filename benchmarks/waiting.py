@@ -125,7 +125,7 @@ class Crew:
                     stdin=self._start_read,
                     stdout=subprocess.PIPE,
                     stderr=self._errors,
-                    env=_environment(folder.parent.parent),
+                    env=environment(folder.parent.parent),
                     pass_fds=(self._leave_read, announce),
                     preexec_fn=lambda: _die_in_time(longest),
                 )
@@ -224,7 +224,7 @@ class Crew:
         self.close()
 
 
-def _environment(base: Path) -> dict[str, str]:
+def environment(base: Path) -> dict[str, str]:
     """Have bytecode kept in our own folder, as in an installation, whatever is set outside."""
     environment = {**os.environ, "PYTHONPYCACHEPREFIX": str(base / "bytecode")}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -375,14 +375,14 @@ def surroundings(base: Path) -> dict[str, str]:
         if importlib.util.find_spec(name) is not None:
             versions.append(f"{name} {importlib.metadata.version(name)}")
     return {
-        "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()} "
+        "machine": f"{processor()}, {os.cpu_count()} cores, {platform.system()} "
         f"{platform.release()}, load {os.getloadavg()[0]:.2f}",
-        "filesystem": f"{_filesystem(base)} at {base.parent}",
+        "filesystem": f"{filesystem(base)} at {base.parent}",
         "versions": ", ".join(versions),
     }
 
 
-def _processor() -> str:
+def processor() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -392,7 +392,7 @@ def _processor() -> str:
     return platform.machine()
 
 
-def _filesystem(base: Path) -> str:
+def filesystem(base: Path) -> str:
     best = ("", "unknown filesystem")
     try:
         for line in Path("/proc/mounts").read_text().splitlines():

@@ -166,7 +166,7 @@ def no_heartbeat(patch):
 def clocks_of_two_machines_compared(patch):
     """Judge a heartbeat's age by the claim's time and the reader's clock."""
     patch.setattr(
-        protocol_module._Patience,
+        protocol_module.Patience,
         "unchanged",
         lambda self, found: self._door.time() - found.st_mtime,
     )
