@@ -78,6 +78,17 @@ def page(key: str) -> bytes:
     return _given[0]
 
 
+given_array: list[Any] = []
+"""What `array` returns."""
+
+
+def array() -> Any:
+    """Return the array that a memoizing competitor is to store."""
+    if not given_array:
+        raise NotStoredError
+    return given_array[0]
+
+
 def _never() -> bytes:
     raise NotStoredError
 

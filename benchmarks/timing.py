@@ -1,7 +1,8 @@
 """The clock: competitors in turn, in short samples, in several processes.
 
 How it measures.  A worker process prepares all competitors of a group, warms them up, and
-finds for each how many calls fill a sample of a few milliseconds.  Then come rounds: in
+finds for each how many calls fill a sample of a millisecond, which is shorter than what
+the system usually gives to another process in one go.  Then come rounds: in
 each, every competitor gives one sample, the first one changing from round to round.  The
 whole is repeated in several worker processes, one after the other, since hash seeds and
 memory layout differ between processes.
@@ -31,7 +32,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -74,10 +75,18 @@ class Samples:
         pairs = list(zip(self.flat(name), self.flat(other), strict=False))
         return median(one / two for one, two in pairs) if pairs else None
 
+    def spread(self, name: str, other: str) -> str:
+        """Return the quartiles of the ratios of all rounds, in words; how far to trust it."""
+        ratios = [a / b for a, b in zip(self.flat(name), self.flat(other), strict=False)]
+        if len(ratios) < 2:
+            return ""
+        least, _, greatest = quantiles(ratios, n=4)
+        return f"{least:.2f}-{greatest:.2f}" if greatest < 20 else f"{least:.0f}-{greatest:.0f}"
+
 
 def interleaved(module: str, group: str, given: dict[str, Any], *, quick: bool) -> Samples:
     """Time what ``module.contestants(group, given)`` returns, in worker processes."""
-    processes, rounds, sample = (2, 8, 0.002) if quick else (5, 25, 0.005)
+    processes, rounds, sample = (1, 30, 0.001) if quick else (5, 100, 0.001)
     samples = Samples({}, {})
     for _ in range(processes):
         command = [sys.executable, "-m", "benchmarks.timing", module, group]

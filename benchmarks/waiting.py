@@ -383,6 +383,7 @@ def surroundings(base: Path) -> dict[str, str]:
 
 
 def processor() -> str:
+    """Return the processor's name."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -393,6 +394,7 @@ def processor() -> str:
 
 
 def filesystem(base: Path) -> str:
+    """Return the type of the filesystem that a folder is on."""
     best = ("", "unknown filesystem")
     try:
         for line in Path("/proc/mounts").read_text().splitlines():

@@ -47,7 +47,7 @@ def test_no_order_of_events_breaks_a_promise(case, record_property):
 @pytest.mark.parametrize("case", LONG)
 def test_of_too_many_orders_to_try_the_first_break_no_promise(case, thorough, record_property):
     scenario, kills = LONG[case]
-    most = 40_000 if thorough else 700
+    most = 15_000 if thorough else 700
     runs, states, complete = explore(scenario, kills, 4000, most)
     told(record_property, runs, states)
     assert complete or runs == most

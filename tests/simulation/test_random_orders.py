@@ -42,12 +42,12 @@ def play(scenario, seeds):
 @pytest.mark.parametrize("roles", ROLES, ids="-".join)
 @pytest.mark.parametrize("ground", GROUNDS)
 def test_no_history_breaks_a_promise(ground, roles, thorough):
-    assert play(Scenario(roles, *GROUNDS[ground]), range(4000 if thorough else 120)) is None
+    assert play(Scenario(roles, *GROUNDS[ground]), range(1000 if thorough else 120)) is None
 
 
 @pytest.mark.parametrize("roles", [("get",) * 4, ("get", "fail", "get_slow")], ids="-".join)
 def test_no_history_of_threads_of_one_process_breaks_a_promise(roles, thorough):
-    assert play(Scenario(roles, threads=True), range(4000 if thorough else 120)) is None
+    assert play(Scenario(roles, threads=True), range(1000 if thorough else 120)) is None
 
 
 def test_the_same_seed_gives_the_same_history_to_the_step():
