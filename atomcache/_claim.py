@@ -266,14 +266,18 @@ def read_record(door: Door, fd: int) -> Record | None:
         return None
 
 
-def read_failure(door: Door, fd: int, seen: os.stat_result) -> Exception | None:
-    """Return the error that the owner told since the claim was `seen`, if it did."""
-    if door.fstat(fd).st_size == seen.st_size:
-        return None
-    record = read_record(door, fd)
-    if record is None or record.failure is None:
-        return None
-    return restore(record.failure)
+def read_failure(door: Door, fd: int, seen: os.stat_result, record: Record) -> Exception | None:
+    """Return the error that the owner told, if it did by now.
+
+    Parameters
+    ----------
+    seen, record
+        What the claim looked like and said before; it is read again if it grew.
+    """
+    now = record
+    if door.fstat(fd).st_size != seen.st_size:
+        now = read_record(door, fd) or record
+    return None if now.failure is None else restore(now.failure)
 
 
 def living_record(door: Door, path: str) -> Record | None:

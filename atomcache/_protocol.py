@@ -137,8 +137,7 @@ class Protocol:
             )
         if not outcome.stored:
             return outcome
-        value = entry.look(started)  # an object of its own: values can be mutable
-        return None if value is MISS else Outcome(value)
+        return self._look(entry, started)  # an object of its own: values can be mutable
 
     # -- claim, or wait --------------------------------------------------------------
 
@@ -221,10 +220,7 @@ class Protocol:
             return self._fail(claim, storage_error(entry.what(), entry.path, error))
         except Exception as error:  # a codec's, for a value that it can't store
             return self._fail(claim, error)
-        if won:
-            return Outcome(value)
-        published = entry.look(started)
-        return None if published is MISS else Outcome(published)
+        return Outcome(value) if won else self._look(entry, started)
 
     def _fail(self, claim: Claim, error: Exception) -> Outcome:
         """Tell those who sleep on the claim."""
@@ -256,37 +252,34 @@ class Protocol:
         path = claim_path(entry.path)
         fd = open_claim(door, path)
         if fd is None:
-            patience.pause(None, None)
-        else:
-            try:
-                found = door.fstat(fd)
-                record = read_record(door, fd)
-                dead = False
-                if record is not None and door.can_wait and record.lock_is_proof(door, found):
-                    if door.lock_shared(fd):
-                        door.unlock(fd)
-                        dead = leads_to(door, path, found)
-                    else:
-                        self._sleep(entry, path, fd, record, patience)
-                    if not dead:
-                        return self._learn(entry, fd, found, started)
-            finally:
-                door.close_claim(fd)
-            self._reap(path, found, record, dead, patience)
+            published = self._look(entry, started)
+            if published is None:
+                patience.pause(None, None)
+            return published
+        try:
+            found = door.fstat(fd)
+            record = read_record(door, fd)
+            dead = False
+            if record is not None and door.can_wait and record.lock_is_proof(door, found):
+                if door.lock_shared(fd):
+                    door.unlock(fd)
+                    dead = leads_to(door, path, found)
+                else:
+                    self._sleep(entry, path, fd, record, patience)
+                if not dead:  # the attempt has ended: what came of it?
+                    published = self._look(entry, started)
+                    if published is not None or entry.options.on_error == "retry":
+                        return published
+                    failure = read_failure(door, fd, found, record)
+                    return None if failure is None else Outcome(error=failure)
+        finally:
+            door.close_claim(fd)
+        self._reap(path, found, record, dead, patience)
+        return self._look(entry, started)
+
+    def _look(self, entry: Entry, started: float) -> Outcome | None:
         value = entry.look(started)
         return None if value is MISS else Outcome(value)
-
-    def _learn(
-        self, entry: Entry, fd: int, found: os.stat_result, started: float
-    ) -> Outcome | None:
-        """Return what came of the attempt that ended while we looked at its claim."""
-        value = entry.look(started)
-        if value is not MISS:
-            return Outcome(value)
-        failure = read_failure(self.door, fd, found)
-        if failure is None or entry.options.on_error == "retry":
-            return None
-        return Outcome(error=failure)
 
     def _sleep(self, entry: Entry, path: str, fd: int, record: Record, patience: Patience) -> None:
         """Sleep on the owner's lock."""
