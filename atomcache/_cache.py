@@ -99,9 +99,11 @@ class Cache:
     ) -> None:
         place: Any = directory if isinstance(directory, str) else _path_of(directory)
         if not isinstance(place, str) or not place or "\0" in place or not _encodable(place):
-            raise OptionError(f"directory must be the path of a folder, not {directory!r}")
+            raise OptionError(f"directory must be the path of a folder, not {describe(directory)}")
         if isinstance(allow, str | bytes | type) or not hasattr(allow, "__iter__"):
-            raise OptionError(f"allow must be several classes, as a list or tuple, not {allow!r}")
+            raise OptionError(
+                f"allow must be several classes, as a list or tuple, not {describe(allow)}"
+            )
         self._given = {
             "directory": os.path.abspath(place),
             "allow": tuple(allow),
@@ -121,7 +123,7 @@ class Cache:
         self._door = door
         shared = given.pop("shared")
         if not isinstance(shared, bool):
-            raise OptionError(f"shared must be True or False, not {shared!r}")
+            raise OptionError(f"shared must be True or False, not {describe(shared)}")
         self._layout = Layout(door, directory, shared)
         lease = seconds("lease", given.pop("lease"))
         if not lease or lease > 86_400:
@@ -131,6 +133,8 @@ class Cache:
         self._options = Options(self._codecs.find("data")).changed(given, self._codecs.find)
         self._path_places: dict[str, tuple[str, bytes, str, str, Path]] = {}
         self._places: dict[str, tuple[bytes, str]] = {}
+        if "tags" in self._given:
+            self._given["tags"] = self._options.tags
         self._protocol = Protocol(door, self._layout, lease)
 
     @classmethod
@@ -157,7 +161,7 @@ class Cache:
             or name in (".", "..")
             or set(name) & set("/\\\0")
         ):
-            raise OptionError(f"name must be a plain folder name, not {name!r}")
+            raise OptionError(f"name must be a plain folder name, not {describe(name)}")
         return cls(user_cache_dir(name, appauthor=False), **parameters)
 
     @property
@@ -282,7 +286,7 @@ class Cache:
 
         chosen = self._options if not options else self._changed(options)
         place = self._path_places.get(key) if type(key) is str else None
-        if place is None or place[0] != name:
+        if place is None or type(name) is not str or place[0] != name:
             place = self._path_place(key, name)
         _, digested, target, meta, found = place
         try:
@@ -526,4 +530,4 @@ def _encodable(path: str) -> bool:
 
 def _check_callable(what: str, given: object) -> None:
     if not callable(given):
-        raise OptionError(f"{what} must be callable, not {given!r}")
+        raise OptionError(f"{what} must be callable, not {describe(given)}")

@@ -236,7 +236,7 @@ def open_claim(door: Door, path: str) -> int | None:
     """Open somebody's claim to look at it; `None` if it is gone."""
     try:
         fd = door.open(path, PROBE)
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return None
     except PermissionError:  # another user's, in a shared cache
         try:

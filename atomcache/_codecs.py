@@ -15,6 +15,7 @@ What may go wrong: a value that would not come back equal, in type too, is refus
 from __future__ import annotations
 
 from ._errors import CodecError
+from ._keys import describe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -106,7 +107,10 @@ class Json(AnyCodec):
                 "codec 'json' can't store a value that is nested so deeply or contains "
                 "itself; use the codec 'data'"
             ) from None
-        return 0, json.dumps(value, separators=(",", ":")).encode(), ()
+        try:
+            return 0, json.dumps(value, separators=(",", ":")).encode(), ()
+        except ValueError as error:
+            raise CodecError(f"codec 'json' can't store it: {error}") from None
 
     def unpack(self, form: int, payload: Buffer, buffers: Sequence[memoryview]) -> Any:
         import json
@@ -157,8 +161,8 @@ def _check_json(value: Any) -> None:
         for key, each in value.items():
             if type(key) is not str:
                 raise CodecError(
-                    f"codec 'json' would turn the dict key {key!r} of type {type_name(key)} "
-                    "into str; use str keys or the codec 'data'"
+                    f"codec 'json' would turn the dict key {describe(key)} of type "
+                    f"{type_name(key)} into str; use str keys or the codec 'data'"
                 )
             _check_json(each)
     elif kind is float:

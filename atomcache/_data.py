@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from ._codecs import AnyCodec
 from ._errors import OptionError
+from ._keys import describe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Data(AnyCodec):
         self._allowed: dict[str, type] = {}
         for kind in allow:
             if not isinstance(kind, type):
-                raise OptionError(f"allow takes classes, but {kind!r} is not one")
+                raise OptionError(f"allow takes classes, but {describe(kind)} is not one")
             self._allowed[f"{kind.__module__}:{kind.__qualname__}"] = kind
         self._pickles: InertPickles | None = None
 

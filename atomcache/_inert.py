@@ -249,7 +249,10 @@ def _describe_dtype(dtype: Any) -> Any:
             f"codec 'data' can't store a numpy array of dtype {dtype}: it holds Python objects; "
             "convert it to a fixed-size dtype, or use the codec 'pickle'"
         )
-    description = np.lib.format.dtype_to_descr(dtype)
+    try:
+        description = np.lib.format.dtype_to_descr(dtype)
+    except ValueError as error:
+        raise CodecError(f"codec 'data' can't store the numpy dtype {dtype}: {error}") from None
     if not dtype.itemsize and np.empty((), dtype).dtype != dtype:
         raise CodecError(
             f"codec 'data' can't store the numpy dtype {dtype}, which has no bytes; store a list"
@@ -282,17 +285,19 @@ class InertPickles:
             "ALLOWED": Restorer("ALLOWED", self._restore_allowed),
         }
 
-    def dumps(self, value: Any) -> tuple[memoryview, list[memoryview]]:
+    def dumps(self, value: Any) -> tuple[bytes, list[memoryview]]:
         """Return the pickle and its out-of-band buffers."""
         file = io.BytesIO()
         buffers: list[pickle.PickleBuffer] = []
         try:
             _Pickler(file, buffers, self).dump(value)
+        except pickle.PicklingError as error:
+            raise CodecError(str(error)) from None
         except RecursionError:
             raise CodecError(
                 f"codec 'data' can't store a {type_name(value)} nested so deeply"
             ) from None
-        return file.getbuffer(), [buffer.raw() for buffer in buffers]
+        return file.getvalue(), [buffer.raw() for buffer in buffers]
 
     def loads(self, payload: Buffer, buffers: Sequence[memoryview]) -> Any:
         """Return the value that a pickle and its buffers stand for."""
@@ -306,8 +311,6 @@ class InertPickles:
         known = self._reducers.get(kind)
         if known is not None:
             return known(value)
-        if kind is pickle.PickleBuffer:
-            return NotImplemented  # handed to the buffer callback
         if kind.__module__ == "numpy":
             reduced = _reduce_numpy(value)
             if reduced is not None:
@@ -356,8 +359,22 @@ class _Pickler(pickle.Pickler):
     def __init__(
         self, file: io.BytesIO, buffers: list[pickle.PickleBuffer], pickles: InertPickles
     ) -> None:
-        super().__init__(file, 5, buffer_callback=keep_large(buffers))
-        self.reducer_override = pickles.reduce  # type: ignore[method-assign]
+        super().__init__(file, 5, buffer_callback=self._take_buffer)
+        self._keep = keep_large(buffers)
+        self._reduce = pickles.reduce
+        self._of_arrays: dict[int, pickle.PickleBuffer] = {}
+
+    def reducer_override(self, value: Any) -> Any:
+        reduced = self._reduce(value)
+        if type(reduced) is tuple and reduced[0] is ARRAY:
+            buffer = reduced[1][3]
+            self._of_arrays[id(buffer)] = buffer
+        return reduced
+
+    def _take_buffer(self, buffer: pickle.PickleBuffer) -> bool:
+        if id(buffer) not in self._of_arrays:  # the user's: it would come back as bytes
+            raise CodecError("codec 'data' can't store a pickle.PickleBuffer; store its bytes")
+        return self._keep(buffer)
 
 
 class _Unpickler(pickle.Unpickler):

@@ -73,7 +73,10 @@ def describe(key: object, limit: int = 1000) -> str:
     """Return a key for people to read, in error messages and listings."""
     if type(key) is str and len(key) <= limit and key.isprintable():
         return key
-    text = repr(key)
+    try:
+        text = repr(key)
+    except Exception as error:  # a class's own repr may do anything; long ints have none
+        text = f"<{type(key).__qualname__}: {type(error).__name__}>"
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
 
 
@@ -109,8 +112,9 @@ def _plain(value: Any, depth: int, key: object) -> object:
         return _tagged("tuple", each(value))
     if kind is dict:
         pairs = [(_dumps(_plain(k, depth + 1, key)), v) for k, v in value.items()]
-        pairs.sort(key=lambda pair: pair[0])
-        return _tagged("dict", [[k, _plain(v, depth + 1, key)] for k, v in pairs])
+        plain = [(k, _plain(v, depth + 1, key)) for k, v in pairs]
+        plain.sort(key=lambda pair: (pair[0], _dumps(pair[1])))
+        return _tagged("dict", [list(pair) for pair in plain])
     if kind in (set, frozenset):
         return _tagged("set", sorted(map(_dumps, each(value))))
     named = _standard(value) or _structured(value)
@@ -148,12 +152,12 @@ def _standard(value: Any) -> tuple[str, list[Any]] | None:
         return "bytearray", [bytes(value)]
     if kind is range or kind is slice:
         return kind.__name__, [value.start, value.stop, value.step]
-    if kind is datetime.datetime:
+    if kind is datetime.datetime or kind is datetime.time:
         zone = value.tzinfo
-        known = None if zone is None else getattr(zone, "key", None) or str(zone.utcoffset(value))
-        return "datetime", [value.replace(tzinfo=None, fold=0).isoformat(), value.fold, known]
-    if kind in (datetime.date, datetime.time):
-        return kind.__name__, [value.isoformat()]
+        known = None if zone is None else getattr(zone, "key", None) or str(value.utcoffset())
+        return kind.__name__, [value.replace(tzinfo=None, fold=0).isoformat(), value.fold, known]
+    if kind is datetime.date:
+        return "date", [value.isoformat()]
     if kind is datetime.timedelta:
         return "timedelta", [value.days, value.seconds, value.microseconds]
     if kind in (decimal.Decimal, uuid.UUID):
@@ -161,7 +165,8 @@ def _standard(value: Any) -> tuple[str, list[Any]] | None:
     if kind is fractions.Fraction:
         return "Fraction", [value.numerator, value.denominator]
     if isinstance(value, pathlib.PurePath):
-        return "Path", [str(value)]
+        windows = isinstance(value, pathlib.PureWindowsPath)
+        return "WindowsPath" if windows else "Path", [str(value)]
     return None
 
 
@@ -173,13 +178,14 @@ def _structured(value: Any) -> tuple[str, list[Any]] | None:
     kind = type(value)
     name = f"{kind.__module__}.{kind.__qualname__}"
     if isinstance(value, enum.Enum):
-        return "enum", [name, value.name]
+        number = value.value if isinstance(value, enum.Flag) else None  # a sum has no name
+        return "enum", [name, value.name, number]
     if isinstance(value, tuple) and hasattr(kind, "_fields"):
         return "namedtuple", [name, *value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = [f.name for f in dataclasses.fields(value)]
         return "dataclass", [name, {field: getattr(value, field) for field in fields}]
     if kind.__module__ == "numpy" and hasattr(value, "dtype") and not value.dtype.hasobject:
-        description = value.dtype.str if value.dtype.names is None else repr(value.dtype.descr)
+        description = value.dtype.str if value.dtype.names is None else repr(value.dtype)
         return "numpy", [kind.__name__, description, list(value.shape), value.tobytes()]
     return None

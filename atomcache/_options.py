@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 
 from ._errors import OptionError
+from ._keys import describe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -89,6 +90,11 @@ class Options:
         return copy
 
 
+_FOREVER = 1e9
+"""Seconds, some thirty years, beyond which a length of time is no limit: the system's calls
+take no more than about this."""
+
+
 def seconds(name: str, value: object) -> float | None:
     """Check a length of time and return it in seconds; `None` stays `None`."""
     if value is None:
@@ -96,15 +102,15 @@ def seconds(name: str, value: object) -> float | None:
     length = value.total_seconds() if hasattr(value, "total_seconds") else value
     if isinstance(length, bool) or not isinstance(length, int | float):
         raise OptionError(
-            f"{name} must be a number of seconds, a timedelta or None, not {value!r}"
+            f"{name} must be a number of seconds, a timedelta or None, not {describe(value)}"
         )
     try:
         length = float(length)
     except OverflowError:
-        raise OptionError(f"{name} is longer than any clock can tell: {value!r}") from None
+        raise OptionError(f"{name} is longer than any clock can tell: {describe(value)}") from None
     if math.isnan(length) or length < 0:
-        raise OptionError(f"{name} must not be negative, but it is {value!r}")
-    return None if math.isinf(length) else length
+        raise OptionError(f"{name} must not be negative, but it is {describe(value)}")
+    return None if length > _FOREVER else length
 
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -129,7 +135,7 @@ def size(name: str, value: object) -> int | None:
     if number is None or not 0 < number < 2**63:
         raise OptionError(
             f"{name} must be a positive number of bytes, such as 500, '64MB' or '1.5GiB', "
-            f"or None, not {value!r}"
+            f"or None, not {describe(value)}"
         )
     return int(number)
 
@@ -137,7 +143,7 @@ def size(name: str, value: object) -> int | None:
 def _one_of(*choices: str) -> Callable[[str, object], str]:
     def check(name: str, value: object) -> str:
         if not isinstance(value, str) or value not in choices:
-            raise OptionError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+            raise OptionError(f"{name} must be one of {', '.join(choices)}, not {describe(value)}")
         return value
 
     return check
@@ -145,17 +151,21 @@ def _one_of(*choices: str) -> Callable[[str, object], str]:
 
 def _flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
-        raise OptionError(f"{name} must be True or False, not {value!r}")
+        raise OptionError(f"{name} must be True or False, not {describe(value)}")
     return value
 
 
 def _tags(name: str, value: Any) -> tuple[str, ...]:
-    if isinstance(value, str | bytes) or not hasattr(value, "__iter__"):
-        raise OptionError(f"{name} must be several strings, as a list or tuple, not {value!r}")
+    if isinstance(value, str | bytes | type) or not hasattr(value, "__iter__"):
+        raise OptionError(
+            f"{name} must be several strings, as a list or tuple, not {describe(value)}"
+        )
     tags = tuple(value)
     for tag in tags:
         if not isinstance(tag, str) or not tag:
-            raise OptionError(f"each of {name} must be a non-empty string, but one is {tag!r}")
+            raise OptionError(
+                f"each of {name} must be a non-empty string, but one is {describe(tag)}"
+            )
     return tags
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ._codecs import NAME_SIZE, AnyCodec, type_name
 from ._errors import CodecError, OptionError
+from ._keys import describe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,7 +82,7 @@ def adopt(wanted: Any) -> AnyCodec:
         callable(getattr(wanted, method, None)) for method in ("encode", "decode")
     ):
         raise OptionError(
-            f"codec must be a name or an object with name, encode and decode, not {wanted!r}"
+            f"codec must be a name or an object with name, encode and decode, not {describe(wanted)}"
         )
     name = getattr(wanted, "name", None)
     if (
@@ -91,8 +92,8 @@ def adopt(wanted: Any) -> AnyCodec:
         or not 1 <= len(name) <= NAME_SIZE
     ):
         raise OptionError(
-            f"a codec's name must be 1 to {NAME_SIZE} printable ASCII characters, not {name!r}"
+            f"a codec's name must be 1 to {NAME_SIZE} printable ASCII characters, not {describe(name)}"
         )
     if name in ("data", "json", "bytes", "text", "pickle"):
-        raise OptionError(f"the codec name {name!r} is the library's own; choose another")
+        raise OptionError(f"the codec name {describe(name)} is the library's own; choose another")
     return _OwnCodec(wanted)

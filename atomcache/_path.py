@@ -53,7 +53,7 @@ _WINDOWS_DEVICES = frozenset(
 def check_name(name: object) -> str:
     """Return `name` if it can be the name of what is built, else raise."""
     if not isinstance(name, str):
-        raise EntryNameError(f"name must be a str, not {name!r}")
+        raise EntryNameError(f"name must be a str, not {describe(name)}")
     why = None
     try:
         length = len(os.fsencode(name))
@@ -108,6 +108,8 @@ def read_header(door: Door, meta: str) -> tuple[Header, dict[str, Any]]:
     finally:
         door.close(fd)
     header = parse(data)
+    if header.digest.hex() != os.path.basename(os.path.dirname(meta)):
+        raise Damaged("it is the meta of another key")
     return header, read_meta(data, header)
 
 

@@ -372,7 +372,7 @@ SCALARS = [
     np.str_("text"),
     np.bytes_(b"bytes"),
     np.datetime64("2024-02-29T12:00", "ns"),
-    np.datetime64("NaT"),
+    np.datetime64("NaT", "D"),
     np.timedelta64(-5, "D"),
     np.void(b"abc"),
     np.zeros((), "i4,f8")[()],
