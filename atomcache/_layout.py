@@ -19,10 +19,10 @@ may go wrong: `LayoutError` for a folder that another version of the library lai
 from __future__ import annotations
 
 import os
-import re
 
 from ._door import NOTE
 from ._errors import LayoutError
+from ._keys import DIGEST_SIZE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ VERSION = "v1"
 CLAIM = ".temp"
 """What a claim's name adds to its entry's."""
 
-_ENTRY = re.compile(r"[0-9a-f]{40}")
-_SCRATCH = re.compile(r"([0-9a-f]{40}\.temp)\.([0-9a-f]+)")
+_NAME_LENGTH = 2 * DIGEST_SIZE
+_HEXADECIMAL = frozenset("0123456789abcdef")
 
 _FILES = {
     # https://bford.info/cachedir/ fixes the first line of CACHEDIR.TAG.
@@ -106,7 +106,7 @@ class Layout:
 
     def _check_version(self, names: list[str]) -> None:
         for name in names:
-            if re.fullmatch(r"v[0-9]+", name) and name != VERSION:
+            if name[:1] == "v" and name[1:].isdecimal() and name != VERSION:
                 raise LayoutError(
                     f"{self.directory} holds a cache of layout {name}, and this version of "
                     f"atomcache writes {VERSION}. Choose another folder, delete this one, or "
@@ -135,7 +135,7 @@ class Layout:
 
 def is_entry(name: str) -> bool:
     """Tell whether a file name is that of an entry."""
-    return _ENTRY.fullmatch(name) is not None
+    return len(name) == _NAME_LENGTH and _HEXADECIMAL.issuperset(name)
 
 
 def is_claim(name: str) -> bool:
@@ -145,8 +145,10 @@ def is_claim(name: str) -> bool:
 
 def split_scratch(name: str) -> tuple[str, str] | None:
     """Return the claim's name and the token of a scratch's name, if it is one."""
-    found = _SCRATCH.fullmatch(name)
-    return None if found is None else (found[1], found[2])
+    claim, dot, token = name.rpartition(".")
+    if dot and token and is_claim(claim) and _HEXADECIMAL.issuperset(token):
+        return claim, token
+    return None
 
 
 def _is_folder(door: Door, path: str) -> bool:

@@ -82,7 +82,8 @@ def adopt(wanted: Any) -> AnyCodec:
         callable(getattr(wanted, method, None)) for method in ("encode", "decode")
     ):
         raise OptionError(
-            f"codec must be a name or an object with name, encode and decode, not {describe(wanted)}"
+            "codec must be a name or an object with name, encode and decode, not "
+            f"{describe(wanted)}"
         )
     name = getattr(wanted, "name", None)
     if (
@@ -92,7 +93,8 @@ def adopt(wanted: Any) -> AnyCodec:
         or not 1 <= len(name) <= NAME_SIZE
     ):
         raise OptionError(
-            f"a codec's name must be 1 to {NAME_SIZE} printable ASCII characters, not {describe(name)}"
+            f"a codec's name must be 1 to {NAME_SIZE} printable ASCII characters, not "
+            f"{describe(name)}"
         )
     if name in ("data", "json", "bytes", "text", "pickle"):
         raise OptionError(f"the codec name {describe(name)} is the library's own; choose another")
