@@ -132,10 +132,19 @@ class Record:
 class Claim:
     """A claim that this process owns; made by `take`."""
 
-    def __init__(self, door: Door, path: str, fd: int, locked: bool, lease: float) -> None:
+    def __init__(
+        self,
+        door: Door,
+        path: str,
+        fd: int,
+        found: os.stat_result,
+        locked: bool,
+        lease: float,
+    ) -> None:
         self.door = door
         self.path = path
         self.fd = fd
+        self.found = found
         self.locked = locked
         self.lease = lease
         self.pid = door.getpid()
@@ -154,7 +163,7 @@ class Claim:
             "pid": str(self.pid),
             "host": door.host(),
             "boot": door.boot_id(),
-            "device": str(door.fstat(self.fd).st_dev),
+            "device": str(self.found.st_dev),
             "locked": "1" if self.locked else "0",
             "lease": repr(self.lease),
             "started": repr(door.time()),
@@ -187,7 +196,7 @@ class Claim:
         try:
             if self._beating:
                 door.stop_heartbeat(self.fd)
-            if not door.open_files_block and leads_to(door, self.path, door.fstat(self.fd)):
+            if not door.open_files_block and leads_to(door, self.path, self.found):
                 door.unlink(self.path)
         finally:
             self.released = True
@@ -213,8 +222,10 @@ def take(door: Door, layout: Layout, entry: str, lease: float) -> Claim | None:
     locked: bool | None = False
     try:
         locked = _try_lock(door, fd)
-        if locked is not False and leads_to(door, path, door.fstat(fd)):
-            return Claim(door, path, fd, bool(locked), lease)
+        if locked is not False:
+            found = door.fstat(fd)
+            if leads_to(door, path, found):
+                return Claim(door, path, fd, found, bool(locked), lease)
     except BaseException:
         # No grace for others to wait out: the name is ours to remove while we hold the lock.
         try:

@@ -237,12 +237,14 @@ def _flock(fd: int, operation: int) -> bool:
 
 
 def _remove(path: str) -> None:
-    if stat.S_ISDIR(os.lstat(path).st_mode):
+    try:
+        os.unlink(path)
+    except (IsADirectoryError, PermissionError):  # what the systems say of a folder
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            raise
         import shutil
 
         shutil.rmtree(path)
-    else:
-        os.unlink(path)
 
 
 def _make_removable(path: str) -> None:

@@ -177,13 +177,14 @@ class PathEntry:
         EntryNameError
             If the key is stored under another name.
         """
-        name = stored_name(self.door, self.path)
+        found = identify(self.door, self.path)
+        name = None if found is None else stored_name(self.door, self.path)
         if name is not None and name != self.name:
             raise EntryNameError(
                 f"{self.what()} is stored in {self.path} under the name {name!r}, but asked "
                 f"for as {self.name!r}. Use one name per key, or remove the key first"
             )
-        return identify(self.door, self.path)
+        return found
 
     def prepare(self, scratch: str) -> None:
         """Make the scratch folder."""

@@ -168,9 +168,9 @@ class Protocol:
         """Build under a claim; `None` if the story has to start over."""
         try:
             seen = entry.identity()
-            value = entry.look(started)
-            if value is not MISS:
-                return Outcome(value)
+            published = None if seen is None else self._look(entry, started)
+            if published is not None:
+                return published
             claim.sign(entry.what())
             entry.prepare(claim.scratch)
             claim.scratch_made = True

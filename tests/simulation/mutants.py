@@ -98,8 +98,8 @@ def scratch_reused(patch):
     """Give every builder's scratch the same name."""
     init = Claim.__init__
 
-    def make(self, door, path, fd, locked, lease):
-        init(self, door, path, fd, locked, lease)
+    def make(self, door, path, *args):
+        init(self, door, path, *args)
         self.token = "00"
         self.scratch = f"{path}.00"
 
