@@ -1,0 +1,119 @@
+"""What ``import atomcache`` costs over bare Python, and what a process that hits loads.
+
+Interpreters that only import are started in turn with ones that do nothing (``-c pass``),
+in an empty folder, with compiled modules in place.  The cost is the median, over all rounds,
+of the difference in the same round: in time, and in processor time (user and system),
+which other processes disturb less.  An editable installation costs both sides the same.
+
+A second check runs a process that only hits and lists what it has loaded since `atomcache`
+was imported, and whether `filelock` is among all modules.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from statistics import median
+
+from atomcache import Cache
+
+from .findings import Findings, Settings, Table, Verdict
+
+MODULES = {
+    "atomcache": "atomcache",
+    "platformdirs": "platformdirs",
+    "filelock": "filelock",
+    "zict": "zict",
+    "diskcache": "diskcache",
+    "diskcache-community": "diskcache_community",
+    "dogpile.cache": "dogpile.cache",
+    "joblib": "joblib",
+    "cachier": "cachier",
+}
+
+_HIT = """
+import sys, atomcache
+before = set(sys.modules)
+cache = atomcache.Cache(sys.argv[1])
+for key in ("bytes", ("tuple", 1), "list"):
+    cache.get_or_create(key, None)
+cache.get_or_create_path("path", None, name="x")
+print(*sorted(name for name in set(sys.modules) - before if "." not in name))
+print("filelock" in sys.modules)
+"""
+
+
+def _start(command: str, folder: str) -> tuple[float, float]:
+    """Return the time and the processor time of an interpreter that runs a command."""
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": os.path.join(folder, "bytecode")}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    began = time.perf_counter()
+    with subprocess.Popen([sys.executable, "-c", command], cwd=folder, env=environment) as child:
+        _, status, usage = os.wait4(child.pid, 0)
+        took = time.perf_counter() - began
+        child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise RuntimeError(f"{command!r} failed")
+    return took, usage.ru_utime + usage.ru_stime
+
+
+def measure(settings: Settings) -> Findings:
+    """Start many interpreters and compare."""
+    found = Findings("Imports", ["Milliseconds over an interpreter that does nothing."])
+    folder = str(settings.folder / "imports")
+    os.makedirs(folder)
+    rows = [["", "time over bare Python", "processor time"]]
+    commands = {"bare": "pass"}
+    for name, module in MODULES.items():
+        if importlib.util.find_spec(module.partition(".")[0]) is not None:
+            commands[name] = f"import {module}"
+    if settings.quick:
+        commands = {name: commands[name] for name in ("bare", "atomcache", "diskcache")}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+    for turn in range(13 if settings.quick else 31):
+        for name, command in commands.items():
+            taken = _start(command, folder)
+            if turn:  # the first one compiles
+                times[name].append(taken)
+
+    def over(name: str, part: int) -> float:
+        pairs = zip(times[name], times["bare"], strict=True)
+        return median(one[part] - bare[part] for one, bare in pairs) * 1000
+
+    for name in MODULES:
+        if name in times:
+            rows.append([name, f"{over(name, 0):.1f} ms", f"{over(name, 1):.1f} ms"])
+            if name != "atomcache" and over(name, 0) < over("atomcache", 0):
+                found.better.append(
+                    f"Import: {name} takes {over(name, 0):.1f} ms, atomcache "
+                    f"{over('atomcache', 0):.1f} ms."
+                )
+        elif not settings.quick:
+            rows.append([name, "not installed", ""])
+    found.tables.append(Table("Importing", rows))
+    found.at_most("import atomcache over bare Python", over("atomcache", 0), 20, "ms")
+
+    cache = Cache(os.path.join(folder, "cache"))
+    cache.set("bytes", b"x")
+    cache.set(("tuple", 1), "text")
+    cache.set("list", [1, 2.0])
+    cache.get_or_create_path("path", lambda target: target.write_bytes(b"x"), name="x")
+    hitting = [sys.executable, "-c", _HIT, os.path.join(folder, "cache")]
+    said = subprocess.run(hitting, cwd=folder, capture_output=True, text=True, check=True).stdout
+    loaded, has_filelock = said.splitlines()
+    found.verdicts.append(
+        Verdict(
+            "a process that only hits imports filelock",
+            "never",
+            "yes" if has_filelock == "True" else "no",
+            has_filelock != "True",
+        )
+    )
+    found.remarks.append(
+        "A process that hits bytes, text, a list and a path, under text and tuple keys, loads "
+        f"beyond `import atomcache`: {loaded or 'nothing'}."
+    )
+    return found
