@@ -268,6 +268,8 @@ class Scenario:
     def may_raise(self, world, error):
         if isinstance(error, StorageError) and world.blocking and world.pauses:
             return True  # a paused reader has the file open that was to be replaced
+        if isinstance(error, StorageError) and world.hostile:
+            return True  # builders that can't see each other took each other's scratch away
         if isinstance(error, OSError):
             return world.failures_made > 0
         if isinstance(error, FactoryError):
