@@ -1,7 +1,8 @@
 """From a key to the digest that names its entry.
 
 What it is for: a key is anything plain (text, bytes, numbers, dates, paths, containers
-of those, dataclasses, numpy arrays).  It is written down canonically, so that equal
+of those, dataclasses, models, arrays, tables, and whatever says itself what identifies it
+by a method ``__atomcache_key__``).  It is written down canonically, so that equal
 keys give equal bytes in every process and on every run, and hashed.  Entry names hold
 nothing of the key itself, so no key can leave the cache folder or clash with another
 on a filesystem that ignores case.
@@ -16,6 +17,8 @@ What may go wrong: a key that is none of these raises `KeyTypeError`.
 
 from __future__ import annotations
 
+import os
+import sys
 from hashlib import blake2b
 
 from ._errors import KeyTypeError
@@ -32,6 +35,9 @@ _PERSON = b"atomcache key v1"  # exactly blake2b's 16 bytes of personalisation
 
 _TAG = 27
 """CBOR's registered tag for 'a serialised object with type name and arguments'."""
+
+REMEMBERED: set[type] = {str}
+"""Types of keys whose digest a cache remembers: quick to compare, and never changed."""
 
 _MAX_DEPTH = 200
 """Deeper keys are refused: a key that contains itself must not exhaust the stack."""
@@ -54,19 +60,60 @@ def digest(kind: bytes, key: object) -> bytes:
     """
     if type(key) is str:
         try:
-            written = kind + b"s" + key.encode()
+            said = kind + b"s" + key.encode()
         except UnicodeEncodeError:  # a lone surrogate, as in undecodable file names
-            written = kind + b"s" + key.encode("utf-8", "surrogatepass")
+            said = kind + b"s" + key.encode("utf-8", "surrogatepass")
     elif type(key) is bytes:
-        written = kind + b"b" + key
+        said = kind + b"b" + key
     else:
-        written = kind + b"d" + canonical(key)
-    return blake2b(written, digest_size=DIGEST_SIZE, person=_PERSON).digest()
+        said = kind + b"d" + canonical(key)
+    return blake2b(said, digest_size=DIGEST_SIZE, person=_PERSON).digest()
+
+
+class NotPlain(Exception):
+    """What keeps a value from being written down; the caller says in which key."""
 
 
 def canonical(key: object) -> bytes:
     """Write a key down so that equal keys, and only those, give equal bytes."""
-    return _dumps(_plain(key, 0, key))
+    try:
+        return written(key)
+    except NotPlain as why:
+        raise KeyTypeError(
+            f"the key {describe(key, 200)} {why}. Keys are text, bytes, numbers, dates, paths, "
+            "and tuples, lists, dicts, sets, dataclasses, models and arrays of those; pass what "
+            "identifies the object instead of the object, or give its class a method "
+            "__atomcache_key__ that returns it"
+        ) from None
+
+
+def written(value: object) -> bytes:
+    """Do as `canonical`, for what is a part of a key; `NotPlain` says what is in the way."""
+    try:
+        return _dumps(_plain(value, 0))
+    except RecursionError:  # the caller's own calls may have left little of the stack
+        raise NotPlain("is nested too deeply, or contains itself") from None
+
+
+def name_of(thing: Any) -> str:
+    """Return the module and qualified name of a class or function, the same in every process.
+
+    A script has its module's name if it was started with ``python -m``, else its path:
+    workers know it under another name than the process that started them, and two
+    scripts must not be taken for each other.
+    """
+    module = thing.__module__
+    if module in ("__main__", "__mp_main__"):
+        main = sys.modules.get(module)
+        spec = getattr(main, "__spec__", None)
+        file = getattr(main, "__file__", None)
+        if spec is not None:
+            module = spec.name
+        elif file is not None:
+            module = os.path.realpath(file)
+        else:
+            module = "__main__"
+    return f"{module}.{thing.__qualname__}"
 
 
 def describe(key: object, limit: int = 1000) -> str:
@@ -78,6 +125,19 @@ def describe(key: object, limit: int = 1000) -> str:
     except Exception as error:  # a class's own repr may do anything; long ints have none
         text = f"<{type(key).__qualname__}: {type(error).__name__}>"
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text)} characters)"
+
+
+def describe_entry(key: object, tags: Iterable[str]) -> list[tuple[str, str]]:
+    """Return what an entry's header says of its key."""
+    told = [("key", describe(key)), *(("tag", tag) for tag in tags)]
+    function = function_of(key)
+    return [*told, ("function", function)] if function else told
+
+
+def function_of(key: object) -> str:
+    """Return the name of the decorated function that a key belongs to, or nothing."""
+    function = None if type(key) is str else getattr(key, "function", None)
+    return function if isinstance(function, str) else ""
 
 
 def _dumps(plain: object) -> bytes:
@@ -92,41 +152,42 @@ def _tagged(name: str, *content: object) -> object:
     return cbor2.CBORTag(_TAG, [name, *content])
 
 
-def _plain(value: Any, depth: int, key: object) -> object:
+def _plain(value: Any, depth: int) -> object:
     """Turn `value` into what CBOR can say without loss of type."""
     kind = type(value)
     if kind in (str, int, float, bool, bytes) or value is None:
         return _text(value) if kind is str else value
     if depth > _MAX_DEPTH:
-        raise KeyTypeError(
-            f"the key {describe(key, 100)} is nested more than {_MAX_DEPTH} levels deep, "
-            "or contains itself; use a shorter key that says the same"
-        )
+        raise NotPlain(f"is nested more than {_MAX_DEPTH} levels deep, or contains itself")
 
     def each(values: Iterable[Any]) -> list[object]:
-        return [_plain(one, depth + 1, key) for one in values]
+        return [_plain(one, depth + 1) for one in values]
 
     if kind is list:
         return each(value)
     if kind is tuple:
         return _tagged("tuple", each(value))
     if kind is dict:
-        pairs = [(_dumps(_plain(k, depth + 1, key)), v) for k, v in value.items()]
-        plain = [(k, _plain(v, depth + 1, key)) for k, v in pairs]
-        plain.sort(key=lambda pair: (pair[0], _dumps(pair[1])))
-        return _tagged("dict", [list(pair) for pair in plain])
+        return _tagged("dict", _pairs(value, depth))
     if kind in (set, frozenset):
         return _tagged("set", sorted(map(_dumps, each(value))))
-    named = _standard(value) or _structured(value)
+    named = _own(value, kind) or _standard(value, kind) or _structured(value, kind)
+    if named is None and _package(kind) == "pandas":
+        named = _pandas(value, kind)
     if named is None:
-        raise KeyTypeError(
-            f"a key can't hold {kind.__module__}.{kind.__qualname__}: {describe(value, 100)} "
-            f"(in the key {describe(key, 200)}). Keys are text, bytes, numbers, dates, paths, "
-            "and tuples, lists, dicts, sets, dataclasses and numpy arrays of those; pass what "
-            "identifies the object instead of the object"
+        raise NotPlain(
+            f"holds a {kind.__module__}.{kind.__qualname__}, which is not plain data: "
+            f"{describe(value, 100)}"
         )
     name, content = named
     return _tagged(name, *each(content))
+
+
+def _pairs(value: Any, depth: int) -> list[object]:
+    """Write down a dict's items, in an order that does not depend on how it was made."""
+    pairs = [(_dumps(_plain(k, depth + 1)), _plain(v, depth + 1)) for k, v in value.items()]
+    pairs.sort(key=lambda pair: (pair[0], _dumps(pair[1])))
+    return [list(pair) for pair in pairs]
 
 
 def _text(value: str) -> object:
@@ -137,15 +198,26 @@ def _text(value: str) -> object:
     return value
 
 
-def _standard(value: Any) -> tuple[str, list[Any]] | None:
+def _package(kind: type) -> str:
+    return str(kind.__module__).partition(".")[0]  # a class may have None for a module
+
+
+def _own(value: Any, kind: type) -> tuple[str, list[Any]] | None:
+    """Ask an object that says itself what identifies it."""
+    method = getattr(kind, "__atomcache_key__", None)
+    return None if method is None else ("own", [name_of(kind), method(value)])
+
+
+def _standard(value: Any, kind: type) -> tuple[str, list[Any]] | None:
     """Write down the standard library's plain types by name and content."""
+    import collections
     import datetime
     import decimal
     import fractions
     import pathlib
+    import types
     import uuid
 
-    kind = type(value)
     if kind is complex:
         return "complex", [value.real, value.imag]
     if kind is bytearray:
@@ -154,38 +226,164 @@ def _standard(value: Any) -> tuple[str, list[Any]] | None:
         return kind.__name__, [value.start, value.stop, value.step]
     if kind is datetime.datetime or kind is datetime.time:
         zone = value.tzinfo
-        known = None if zone is None else getattr(zone, "key", None) or str(value.utcoffset())
+        known = None if zone is None else _zone(value)
         return kind.__name__, [value.replace(tzinfo=None, fold=0).isoformat(), value.fold, known]
     if kind is datetime.date:
         return "date", [value.isoformat()]
     if kind is datetime.timedelta:
         return "timedelta", [value.days, value.seconds, value.microseconds]
-    if kind in (decimal.Decimal, uuid.UUID):
-        return kind.__name__, [str(value)]
+    if kind is decimal.Decimal:
+        return "Decimal", [str(value).replace("e", "E")]  # contexts differ in this
+    if kind is uuid.UUID:
+        return "UUID", [str(value)]
     if kind is fractions.Fraction:
         return "Fraction", [value.numerator, value.denominator]
+    if kind is collections.OrderedDict:
+        return "OrderedDict", [[list(pair) for pair in value.items()]]
+    if kind is collections.defaultdict or kind is collections.Counter:
+        return kind.__name__, [dict(value)]
+    if kind is types.MappingProxyType:
+        return "mappingproxy", [dict(value)]
+    if kind is collections.deque:
+        return "deque", [list(value), value.maxlen]
+    if kind is datetime.timezone:
+        return "timezone", [value.utcoffset(None), value.tzname(None)]
+    if kind.__module__ == "zoneinfo" and value.key:
+        return "ZoneInfo", [value.key]
     if isinstance(value, pathlib.PurePath):
         windows = isinstance(value, pathlib.PureWindowsPath)
         return "WindowsPath" if windows else "Path", [str(value)]
     return None
 
 
-def _structured(value: Any) -> tuple[str, list[Any]] | None:
-    """Write down enums, named tuples, dataclasses and numpy's arrays and scalars."""
+def _zone(value: Any) -> str:
+    """Name the time zone of a moment: by its key where it has one, else by its offset."""
+    zone = getattr(value.tzinfo, "key", None) or value.utcoffset()
+    if zone is None:
+        raise NotPlain(f"holds a time in a zone without a name: {describe(value, 100)}")
+    return str(zone)
+
+
+def _structured(value: Any, kind: Any) -> tuple[str, list[Any]] | None:
+    """Write down enums, named tuples, dataclasses, models and numpy's arrays and scalars."""
     import dataclasses
     import enum
 
-    kind = type(value)
-    name = f"{kind.__module__}.{kind.__qualname__}"
     if isinstance(value, enum.Enum):
         number = value.value if isinstance(value, enum.Flag) else None  # a sum has no name
-        return "enum", [name, value.name, number]
+        return "enum", [name_of(kind), value.name, number]
     if isinstance(value, tuple) and hasattr(kind, "_fields"):
-        return "namedtuple", [name, *value]
+        return "namedtuple", [name_of(kind), *value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = [f.name for f in dataclasses.fields(value)]
-        return "dataclass", [name, {field: getattr(value, field) for field in fields}]
-    if kind.__module__ == "numpy" and hasattr(value, "dtype") and not value.dtype.hasobject:
-        description = value.dtype.str if value.dtype.names is None else repr(value.dtype)
-        return "numpy", [kind.__name__, description, list(value.shape), value.tobytes()]
+        return "dataclass", [name_of(kind), {field: getattr(value, field) for field in fields}]
+    if hasattr(kind, "__attrs_attrs__"):
+        fields = [f.name for f in kind.__attrs_attrs__]
+        return "attrs", [name_of(kind), {field: getattr(value, field) for field in fields}]
+    if hasattr(kind, "model_fields") and hasattr(kind, "model_dump"):
+        held = {field: v for field, v in vars(value).items() if field in kind.model_fields}
+        extra = getattr(value, "__pydantic_extra__", None)
+        return "pydantic", [name_of(kind), {**held, **(extra or {})}]
+    if _package(kind) == "numpy":
+        return _numpy(value, kind)
     return None
+
+
+def _numpy(value: Any, kind: type) -> tuple[str, list[Any]] | None:
+    """Write down an array or a scalar by dtype, shape and bytes."""
+    import numpy
+
+    if kind is numpy.busdaycalendar:  # part of pandas' offsets
+        return "busdaycalendar", [value.weekmask, value.holidays]
+    if not isinstance(value, numpy.ndarray | numpy.generic):
+        return None
+    if value.dtype.hasobject or isinstance(value, numpy.ma.MaskedArray):
+        return None
+    # Classes of scalars have other names in other versions of numpy; their dtypes do not.
+    form = kind.__name__ if isinstance(value, numpy.ndarray) else "scalar"
+    form = "ndarray" if kind is numpy.memmap else form
+    items = numpy.asarray(value)
+    return "numpy", [form, _dtype(value.dtype), list(value.shape), _items(items)]
+
+
+def _items(array: Any) -> Any:
+    """Return the content of an array as bytes, without those that may be anything."""
+    import numpy
+
+    if array.dtype.names is not None:  # there may be bytes between the fields
+        return [_items(array[name]) for name in array.dtype.names]
+    if array.dtype.kind == "c":
+        return [_items(array.real), _items(array.imag)]
+    if array.dtype.kind == "f":
+        if array.dtype.itemsize > 8:  # some bytes of a long double are not used
+            return [numpy.format_float_scientific(each) for each in array.flat]
+        if numpy.isnan(array).any():  # which has many forms
+            array = array.copy()
+            array[numpy.isnan(array)] = numpy.nan
+    return array.tobytes()
+
+
+def _dtype(dtype: Any) -> Any:
+    """Write down a type of items, with the fields of a structure and where they stand."""
+    if dtype.subdtype is not None:
+        return [_dtype(dtype.subdtype[0]), list(dtype.subdtype[1])]
+    if dtype.isbuiltin == 2:
+        raise NotPlain(f"holds an array of {dtype}, a type that numpy knows from elsewhere")
+    if dtype.names is None:
+        return dtype.str
+    fields = [[name, _dtype(dtype.fields[name][0]), dtype.fields[name][1]] for name in dtype.names]
+    return [fields, dtype.itemsize]
+
+
+def _pandas(value: Any, kind: Any) -> tuple[str, list[Any]] | None:
+    """Write down what pandas makes, by labels, types and content."""
+    import pandas
+
+    name = kind.__name__
+    content: list[Any] | None = None
+    if isinstance(value, pandas.DataFrame):
+        columns = [_column(value.iloc[:, at]) for at in range(value.shape[1])]
+        content = [value.columns, value.index, columns]
+    elif isinstance(value, pandas.Series):
+        content = [value.name, value.index, _column(value)]
+    elif isinstance(value, pandas.RangeIndex):
+        content = [value.name, value.start, value.stop, value.step]
+    elif isinstance(value, pandas.MultiIndex):
+        levels = [_column(value.get_level_values(at)) for at in range(value.nlevels)]
+        content = [list(value.names), levels]
+    elif isinstance(value, pandas.Index):
+        content = [value.name, _column(value)]
+    elif isinstance(value, pandas.api.extensions.ExtensionArray):
+        content = [_column(pandas.Series(value))]
+    elif value is pandas.NaT or value is pandas.NA:
+        content = []
+    elif isinstance(value, pandas.Timestamp):
+        zone = None if value.tzinfo is None else _zone(value)
+        content = [value.tz_localize(None).isoformat(), value.fold, zone]
+    elif isinstance(value, pandas.Timedelta):
+        content = [value.isoformat()]
+    elif isinstance(value, pandas.offsets.BaseOffset):
+        content = [value.n, value.normalize, value.kwds]
+    elif isinstance(value, pandas.Period):
+        content = [str(value), value.freqstr]
+    elif isinstance(value, pandas.Interval):
+        content = [value.left, value.right, value.closed]
+    return None if content is None else (f"pandas.{name}", content)
+
+
+def _column(values: Any) -> list[Any]:
+    """Return the type and content of a column or an index."""
+    dtype = values.dtype
+    described = str(dtype)
+    if described == "category":
+        codes = values.cat.codes if hasattr(values, "cat") else values.codes
+        categories = values.cat if hasattr(values, "cat") else values
+        return [
+            "category",
+            _column(categories.categories),
+            bool(categories.ordered),
+            [int(code) for code in codes],
+        ]
+    if type(dtype).__module__.startswith("numpy") and not dtype.hasobject:
+        return [described, values.to_numpy()]
+    return [described, list(values)]

@@ -1,0 +1,378 @@
+"""Files whose content is part of a key.
+
+What it is for: ``inputs=["data/*.csv", "template.tex"]`` makes an entry depend on what
+stands in those files, so that it is built anew when they change.  Each file is hashed
+(BLAKE2b: whoever can write an input must not be able to forge another's hash), and the
+hash is remembered under device, inode, size, mtime and ctime, in this process and, as
+one table per set of inputs, in the cache folder, so that a second look costs one stat
+per file.  A file changed so recently that it could change again without its times telling is
+hashed each time; git's index treats such files alike ("racy git" in its documentation).
+
+A build may only be kept under the content that it has read: if an input changes before
+the factory begins, the call starts over with the new content; if it changes while the
+factory runs, the result is returned but not stored.
+
+Who calls it: `Cache` and decorated functions, for calls with ``inputs``.  What may go
+wrong: `MissingInputError` for what is not there, `InputError` for what can't be read.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import hashlib
+import os
+import stat
+from time import time
+
+from ._errors import DontStore, InputError, MissingInputError
+from ._flight import GivenUp
+from ._keys import describe
+from ._log import logger
+from ._publish import MISS
+from ._value import RACY_SECONDS, ValueEntry, read
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Iterator
+    from typing import Any
+
+    from ._layout import Layout
+    from ._options import Options
+
+    Version = tuple[int, int, int, int, int]
+
+TRIES = 10
+"""How often a call starts over because an input changed before the build began."""
+
+_MOST_KNOWN = 100_000
+_known: dict[Version, bytes] = {}
+"""Hashes of files by what identifies their content: some 25 MB when full."""
+
+
+class InputsChanged(GivenUp):
+    """An input changed between the look and the build: the call starts over with a new key."""
+
+
+def still_changing(inputs: Iterable[str]) -> InputError:
+    """Return the error of a call whose inputs change faster than it can begin to build."""
+    return InputError(
+        errno.EBUSY,
+        f"the inputs {list(inputs)} changed {TRIES} times while a build was about to begin. "
+        "Ask again when whoever writes them is done",
+    )
+
+
+class InputKey:
+    """A key together with the content of input files, as `Cache` and `key` make it."""
+
+    __slots__ = ("files", "key")
+
+    def __init__(self, key: object, files: tuple[tuple[str, bytes], ...]) -> None:
+        self.key = key
+        self.files = files
+
+    @property
+    def function(self) -> str:
+        """Name of the decorated function that the key belongs to, if any."""
+        return getattr(self.key, "function", "")
+
+    def __atomcache_key__(self) -> object:
+        """Return what identifies the entry."""
+        return self.key, self.files
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, InputKey):
+            return NotImplemented
+        return self.key == other.key and self.files == other.files
+
+    def __hash__(self) -> int:
+        return hash(self.files)
+
+    def __repr__(self) -> str:
+        return describe(self.key)
+
+
+InputKey.__module__ = "atomcache"  # part of the key: the class may move, its entries stay
+
+
+class Snapshot:
+    """What a set of inputs holds at one moment.
+
+    Parameters
+    ----------
+    layout
+        Of the cache, where hashes are remembered.
+    options
+        Those of the cache; its codec is one that can store the table of hashes.
+    inputs
+        Paths of files and folders, and patterns; relative ones from the current folder.
+
+    Raises
+    ------
+    MissingInputError
+        If a file or folder is not there, or a pattern matches nothing.
+    InputError
+        If a file can't be read.
+    """
+
+    def __init__(self, layout: Layout, options: Options, inputs: Iterable[str]) -> None:
+        self._layout = layout
+        self._options = options
+        self._inputs = tuple(inputs)
+        self.files = self._look()
+
+    def key(self, key: object) -> InputKey:
+        """Return `key` with the content of the inputs in it."""
+        return InputKey(key, self.files)
+
+    def changed(self) -> bool:
+        """Tell whether the inputs hold something else by now, or can't be read."""
+        try:
+            return self._look() != self.files
+        except InputError:
+            return True
+
+    def guard(self, make: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a factory that keeps what it made only if its inputs stayed as they were."""
+        from inspect import isawaitable
+
+        def guarded(*given: Any) -> Any:
+            if self.changed():
+                raise InputsChanged
+            made = make(*given)
+            return _Finished(made, keep) if isawaitable(made) else keep(made)
+
+        def keep(made: Any) -> Any:
+            if self.changed():
+                logger().warning(
+                    "not stored, because an input changed during the build: %s", self._inputs
+                )
+                raise DontStore(made)
+            return made
+
+        return guarded
+
+    def _look(self) -> tuple[tuple[str, bytes], ...]:
+        table = _Table(self._layout, self._options, self._inputs)
+        found = {}
+        for name, content in self._things():
+            try:
+                found[name] = table.hash(name) if content is None else content
+            except InputError:
+                raise
+            except OSError as error:
+                raise _unreadable(name, error) from error
+        table.save()
+        return tuple(sorted(found.items()))
+
+    def _things(self) -> Iterator[tuple[str, bytes | None]]:
+        """Yield the name of each file, as given or as found, with slashes on every system.
+
+        What is no file, but counts, comes with what stands for its content.
+        """
+        for given in self._inputs:
+            if glob.has_magic(given) and not os.path.lexists(given):
+                matches = [m for m in glob.iglob(given, recursive=True) if os.path.isfile(m)]
+                if not matches:
+                    raise _missing(given, "matches no file")
+                yield from ((_slashes(match), None) for match in matches)
+            elif os.path.isdir(given):
+                yield from _walk(given)
+            elif os.path.exists(given):
+                yield _slashes(given), None
+            else:
+                raise _missing(given, "is not there")
+
+
+def hash_input(path: str) -> bytes:
+    """Return one hash for a file, or for a folder with the names and files in it."""
+    if not os.path.isdir(path):
+        if not os.path.lexists(path):
+            raise _missing(path, "is not there")
+        try:
+            return _hash_known(path)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+    whole = _hasher()
+    for name, content in sorted(_walk(path), key=lambda thing: thing[0]):
+        try:
+            known = _hash_known(name) if content is None else content
+        except OSError as error:
+            raise _unreadable(name, error) from error
+        whole.update(os.fsencode(name) + b"\0" + known + b"\0")
+    digest: bytes = whole.digest()
+    return digest
+
+
+def unchanged(inputs: dict[str, bytes]) -> bool:
+    """Tell whether what an entry was made from still holds what it held."""
+    try:
+        return all(hash_input(path) == known for path, known in inputs.items())
+    except InputError:
+        return False
+
+
+def _hash_known(name: str) -> bytes:
+    """Return a file's hash, from this process's memory if the file is as it was."""
+    found = os.stat(name)
+    known = _known.get(_version(found))
+    if known is None:
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "neither a file nor a folder")
+        known, found = _hash(name)
+        if time() - max(found.st_mtime, found.st_ctime) > RACY_SECONDS:
+            _remember(_version(found), known)
+    return known
+
+
+class _Finished:
+    """What a coroutine returns, looked at in a thread, for hashing may take a while."""
+
+    def __init__(self, making: Any, keep: Callable[[Any], Any]) -> None:
+        self._making = making
+        self._keep = keep
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        from asyncio import to_thread
+
+        made = yield from self._making.__await__()
+        return (yield from to_thread(self._keep, made).__await__())
+
+    def close(self) -> None:
+        """Close the coroutine, if it never ran."""
+        if hasattr(self._making, "close"):
+            self._making.close()
+
+
+class _Table:
+    """Hashes of one set of inputs, as remembered by this process and by the cache folder."""
+
+    def __init__(self, layout: Layout, options: Options, inputs: tuple[str, ...]) -> None:
+        where = hashlib.blake2b(digest_size=20)
+        for given in inputs:
+            where.update(os.fsencode(os.path.abspath(given)) + b"\0")
+        self._entry = ValueEntry(layout, where.digest(), "inputs", options, lambda: None)
+        self._entry.path = os.path.join(layout.inputs, where.hexdigest())
+        self._loaded = False
+        self._rows: dict[Version, bytes] = {}
+        self._new = False
+
+    def hash(self, name: str) -> bytes:
+        """Return the hash of a file's content, from memory if the file is as it was."""
+        found = os.stat(name)
+        if not stat.S_ISREG(found.st_mode):
+            raise InputError(
+                errno.EINVAL,
+                f"the input {name!r} is neither a file nor a folder. Leave it out of the inputs",
+                os.path.abspath(name),
+            )
+        known = _known.get(_version(found)) or self._remembered(found)
+        if known is None:
+            known, found = _hash(name)
+            if time() - max(found.st_mtime, found.st_ctime) > RACY_SECONDS:
+                _remember(_version(found), known)
+                self._new = True
+        self._rows[_version(found)] = known
+        return known
+
+    def _remembered(self, found: os.stat_result) -> bytes | None:
+        if not self._loaded:
+            self._loaded = True
+            entry = self._entry
+            try:
+                rows = read(entry.door, entry.path, entry.digest, entry.options)
+            except OSError as error:
+                logger().warning("hashes of inputs can't be read: %s", error)
+                rows = MISS
+            if rows is not MISS:
+                for version, known in rows.items():
+                    _remember(version, known)
+        return _known.get(_version(found))
+
+    def save(self) -> None:
+        """Write the hashes down for other processes, if there are new ones."""
+        if not self._new:
+            return
+        entry = self._entry
+        rows = {version: known for version, known in self._rows.items() if version in _known}
+        try:
+            entry.replace(entry.layout.new_scratch(entry.path), rows)
+        except OSError as error:
+            logger().warning("hashes of inputs are not kept for other processes: %s", error)
+
+
+def _remember(version: Version, known: bytes) -> None:
+    if len(_known) >= _MOST_KNOWN:
+        _known.clear()
+    _known[version] = known
+
+
+def _hash(name: str) -> tuple[bytes, os.stat_result]:
+    """Return the hash of a file's content, and what the file was like when it was read."""
+    with open(name, "rb") as file:
+        found = os.fstat(file.fileno())
+        return hashlib.file_digest(file, _hasher).digest(), found
+
+
+def _hasher() -> Any:
+    return hashlib.blake2b(digest_size=20)
+
+
+def _version(found: os.stat_result) -> Version:
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def _walk(folder: str) -> Iterator[tuple[str, bytes | None]]:
+    """Yield what is below a folder; for an empty folder, the folder with a slash.
+
+    A link to a file counts as that file.  Any other counts by where it points to: what is
+    there may be anything, such as a folder around this one.
+    """
+    try:
+        with os.scandir(folder) as scanned:
+            found = list(scanned)
+    except OSError as error:
+        raise _unreadable(folder, error) from error
+    if not found:
+        yield _slashes(folder) + "/", b""
+    for each in found:
+        if each.is_dir(follow_symlinks=False):
+            yield from _walk(each.path)
+        elif each.is_symlink() and not os.path.isfile(each.path):
+            yield _slashes(each.path), _hash_link(each.path)
+        else:
+            yield _slashes(each.path), None
+
+
+def _hash_link(name: str) -> bytes:
+    """Return a hash of where a link points to, which is that of no file's content."""
+    try:
+        target = os.fsencode(os.readlink(name))
+    except OSError as error:
+        raise _unreadable(name, error) from error
+    return hashlib.blake2b(target, digest_size=20, person=b"link").digest()
+
+
+def _slashes(name: str) -> str:
+    return os.path.normpath(name).replace(os.sep, "/")
+
+
+def _unreadable(name: str, error: OSError) -> InputError:
+    """Return the error of an input that can't be read, or is gone."""
+    if isinstance(error, FileNotFoundError):
+        return _missing(name, "was there a moment ago, and is gone")
+    return InputError(
+        error.errno or errno.EIO,
+        f"the input {name!r} can't be read: {error.strerror or error}. Make it readable, or "
+        "leave it out of the inputs",
+        os.path.abspath(name),
+    )
+
+
+def _missing(name: str, why: str) -> MissingInputError:
+    return MissingInputError(
+        errno.ENOENT,
+        f"the input {name!r} {why}. Make it first, or leave it out of the inputs",
+        os.path.abspath(name),
+    )

@@ -1,0 +1,234 @@
+"""A hash of what a function does, by its source.
+
+What it is for: ``version="source"`` makes a decorated function's entries depend on its
+code and on that of the functions and classes of the same package that it names, and so
+on, so that editing the code builds anew.  What is hashed is the syntax tree: comments, layout
+and docstrings don't count, and neither do the decorators of the function itself (the
+options of its cache are not what it computes).  The tree is written down in a way that
+does not change with Python's version.
+
+What is followed: names at module level, also behind modules (``shapes.area``), of the
+top-level package that the function is from; wrappers and what they wrap.  What is not:
+module-level constants, methods that are reached through objects, names imported inside
+functions.
+
+The source is read at the first call.  A process that outlived an edit must not store what
+its old code computes as a result of the new, so what the file compiles to is compared with
+the code that runs.  That does not tell default values, arguments of decorators or constants
+of classes that were edited meanwhile.
+
+Who calls it: decorated functions, once per process.  What may go wrong: `OptionError`
+where there is no source, as for functions typed in at a prompt, or it is not what runs.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import linecache
+import sys
+from types import CodeType, FunctionType, ModuleType
+from typing import TYPE_CHECKING, Any
+
+from ._errors import OptionError
+from ._keys import name_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def source_hash(function: Any) -> str:
+    """Return the hash of a function's code and of what it calls in its package.
+
+    Parameters
+    ----------
+    function
+        A function written in Python.
+
+    Raises
+    ------
+    OptionError
+        If the source of a function or class can't be found, or is not what runs.
+    """
+    package = _package_of(inspect.unwrap(function))
+    own = _layers(function, package)
+    if not own:
+        raise _sourceless(function, "it is not written in Python")
+    files: dict[str, _File] = {}
+    seen: dict[int, Any] = {}  # by identity: what one decorator returns has one name
+    written = set()
+    ahead = list(own)
+    while ahead:
+        each = ahead.pop()
+        if id(each) in seen:
+            continue
+        seen[id(each)] = each
+        names = _names_of(each)
+        path = _path_of(each)
+        if path not in files:
+            files[path] = _File(each, path, names)
+        nodes = files[path].find(each)
+        for node in nodes:
+            if each in own and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                node.decorator_list = []
+            ahead += _named(node, names, package)
+        written.add(f"{name_of(each)}: {_write(nodes)}")
+    text = "\n".join(sorted(written))
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+class _File:
+    """A source file as it is now: its syntax tree, and the code that it compiles to."""
+
+    def __init__(self, thing: Any, path: str, names: dict[str, Any]) -> None:
+        linecache.checkcache(path)
+        source = "".join(linecache.getlines(path, names))
+        if not source:
+            raise _sourceless(thing, f"{path!r} can't be read")
+        try:
+            code = compile(source, path, "exec", dont_inherit=True)
+            self._tree = ast.parse(source)
+        except (SyntaxError, ValueError) as error:
+            raise _sourceless(thing, f"{path!r} is not Python: {error}") from error
+        self._codes = list(_codes(code))
+        self._path = path
+
+    def find(self, thing: Any) -> list[ast.AST]:
+        """Return the definition of a function or class; several if they are alike."""
+        found = [code for code in self._codes if _is_code_of(code, thing)]
+        if not found:
+            raise OptionError(
+                f'version="source" can\'t be told: {self._path!r} no longer holds the code of '
+                f"{name_of(thing)} that runs here. Restart the process if the file was edited "
+                "since it was loaded, else give a version of your own"
+            )
+        places = {(code.co_name, code.co_firstlineno) for code in found}
+        return [node for node in ast.walk(self._tree) if _place(node) in places]
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """Yield what is defined in some code, at any depth."""
+    for const in code.co_consts:
+        if isinstance(const, CodeType):
+            yield const
+            yield from _codes(const)
+
+
+def _is_code_of(code: CodeType, thing: Any) -> bool:
+    """Tell whether code is that of a function, or the body that has a class's methods."""
+    if isinstance(thing, FunctionType):
+        return _same(code, thing.__code__)
+    if code.co_qualname != thing.__qualname__:
+        return False
+    methods = [const for const in code.co_consts if isinstance(const, CodeType)]
+    return all(
+        any(_same(method, running) for method in methods)
+        for running in map(_code_of_method, vars(thing).values())
+        if running is not None and running.co_qualname == f"{code.co_qualname}.{running.co_name}"
+    )
+
+
+def _code_of_method(method: Any) -> CodeType | None:
+    for name in ("fget", "func"):  # of properties, and of those of functools
+        method = getattr(method, name, method)
+    plain: Any = inspect.unwrap(method)
+    return plain.__code__ if isinstance(plain, FunctionType) else None
+
+
+def _same(code: CodeType, other: CodeType) -> bool:
+    """Compare code, wherever in its file it stands."""
+    return code.co_qualname == other.co_qualname and _placeless(code) == _placeless(other)
+
+
+def _placeless(code: CodeType) -> CodeType:
+    consts = tuple(_placeless(c) if isinstance(c, CodeType) else c for c in code.co_consts)
+    return code.replace(co_firstlineno=0, co_linetable=b"", co_consts=consts)
+
+
+def _place(node: ast.AST) -> tuple[str, int] | None:
+    """Return name and line of a definition, as its code has them."""
+    if isinstance(node, ast.Lambda):
+        return "<lambda>", node.lineno
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return node.name, [*node.decorator_list, node][0].lineno
+    return None
+
+
+def _sourceless(thing: Any, why: str) -> OptionError:
+    return OptionError(
+        f'version="source" needs the source of {name_of(thing)}, which can\'t be found: {why}. '
+        "Give a version of your own"
+    )
+
+
+def _write(node: Any) -> str:
+    """Write a syntax tree down: kinds, names and constants, whatever Python's version."""
+    if isinstance(node, list):
+        return f"[{' '.join(map(_write, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = []
+    for name, value in ast.iter_fields(node):
+        if name == "body" and _has_docstring(node):
+            value = value[1:]
+        if value not in (None, []) and name not in ("ctx", "kind", "type_comment"):
+            fields.append(f"{name}={_write(value)}")
+    return f"{type(node).__name__}({' '.join(fields)})"
+
+
+def _has_docstring(node: ast.AST) -> bool:
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    return isinstance(node, kinds) and ast.get_docstring(node, clean=False) is not None
+
+
+def _layers(thing: Any, package: str) -> list[Any]:
+    """Return a function or class, and what it wraps, as far as it is from a package."""
+    if not callable(thing):
+        return []
+    layers: list[Any] = []
+    layers.append(inspect.unwrap(thing, stop=layers.append))
+    return [
+        layer
+        for layer in layers
+        if isinstance(layer, FunctionType | type) and _package_of(layer) == package
+    ]
+
+
+def _package_of(thing: Any) -> str:
+    """Return the top-level package that something is from; wrappers have a borrowed module."""
+    borrowed = getattr(thing, "__module__", None)
+    module = thing.__globals__.get("__name__") if isinstance(thing, FunctionType) else borrowed
+    return str(module).partition(".")[0]
+
+
+def _path_of(thing: Any) -> str:
+    """Return the path of a function's or class's source file, or what stands for one."""
+    if isinstance(thing, FunctionType):
+        return thing.__code__.co_filename
+    return getattr(sys.modules.get(thing.__module__), "__file__", None) or ""
+
+
+def _names_of(thing: Any) -> dict[str, Any]:
+    """Return what the names in a function's or class's code lead to."""
+    if isinstance(thing, FunctionType):
+        return {**thing.__globals__, **inspect.getclosurevars(thing).nonlocals}
+    return vars(sys.modules[thing.__module__]) if thing.__module__ in sys.modules else {}
+
+
+def _named(tree: ast.AST, names: dict[str, Any], package: str) -> list[Any]:
+    """Return the functions and classes of a package that some code names."""
+    found = []
+    for node in ast.walk(tree):
+        found += _layers(_resolve(node, names), package)
+    return found
+
+
+def _resolve(node: ast.AST, names: dict[str, Any]) -> Any:
+    if isinstance(node, ast.Name):
+        return names.get(node.id)
+    if isinstance(node, ast.Attribute):
+        module = _resolve(node.value, names)
+        if isinstance(module, ModuleType):
+            return vars(module).get(node.attr)
+    return None

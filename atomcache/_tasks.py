@@ -1,0 +1,269 @@
+"""The tasks of event loops, which must never block their loop.
+
+What it is for: a task that misses takes part in the same election as the threads of its
+process.  The one that leads has a thread tell the protocol's story for it, so there is one
+protocol and not two; a factory that is a coroutine runs as a task of the loop that
+asked.  Those that follow wait for a callback, without a thread.
+
+Cancellation: a task that waits just leaves; if it led, its thread goes on waiting for those
+who followed, and builds nothing for a caller that is gone.  A task that builds takes its
+coroutine with it and abandons the claim, so another caller builds.  A factory that is a plain
+function runs in a thread, which can't be stopped: it runs to its end, and what it made is
+published.
+
+Who calls it: the ``aget`` methods of `Cache`.  What may go wrong: as in `_protocol`, and
+`RuntimeError` if there are no more threads to be had.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from _thread import allocate_lock, start_new_thread
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any
+
+from ._claim import claim_path, living_record
+from ._flight import LOOK, GivenUp, Outcome
+from ._patience import Patience
+from ._publish import LARGE, MISS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ._flight import Flight
+    from ._protocol import Entry, Protocol
+
+INLINE = 262_144
+"""Bytes of a value that a loop reads by itself, in some 100 us; more is read in a thread, to
+which to hop and back takes about as long."""
+
+
+_LOOK_AT_LOOP = 1.0
+"""Seconds after which a thread looks whether the loop that runs its coroutine still exists."""
+
+
+class Abandoned(GivenUp):
+    """The task that was to build is gone, so the claim is, and another one builds."""
+
+
+class Errand:
+    """A factory of a task, to be run by whichever thread leads for that task."""
+
+    def __init__(self, factory: Callable[..., Any]) -> None:
+        self._factory = factory
+        self._loop = asyncio.get_running_loop()
+        self._task: asyncio.Task[Any] | None = None
+        self._cancelled = False
+
+    def __call__(self, *given: Any) -> Any:
+        """Run the factory: here, or on its loop if it is a coroutine."""
+        if self._cancelled:
+            raise Abandoned
+        made = self._factory(*given)
+        return self._finish(made) if inspect.isawaitable(made) else made
+
+    def cancel(self) -> bool:
+        """Stop; tell whether a coroutine has to be waited for."""
+        self._cancelled = True
+        if self._task is None or self._task.done():
+            return False
+        if not self._task.cancelling():  # a loop that ends cancels all tasks itself
+            self._task.cancel()
+        return True
+
+    def _finish(self, making: Any) -> Any:
+        context = copy_context()
+        ended = allocate_lock()
+        ended.acquire()
+
+        def end(task: asyncio.Task[Any]) -> None:
+            _close(making)  # it may have been cancelled before its first step
+            ended.release()
+
+        def start() -> None:
+            if self._cancelled:
+                _close(making)
+                ended.release()
+            else:
+                coroutine = making if inspect.iscoroutine(making) else _await(making)
+                self._task = self._loop.create_task(coroutine, context=context)
+                self._task.add_done_callback(end)
+
+        try:
+            self._loop.call_soon_threadsafe(start)
+        except RuntimeError:  # the loop is closed
+            _close(making)
+            raise Abandoned from None
+        while not ended.acquire(timeout=_LOOK_AT_LOOP):
+            if self._loop.is_closed():
+                _close(making)
+                raise Abandoned
+        if self._task is None or self._task.cancelled():
+            raise Abandoned
+        return self._task.result()
+
+
+async def get(protocol: Protocol, entry: Entry, errand: Errand, started: float) -> Any:
+    """Return an entry's value or path as `Protocol.get` does, without blocking the loop."""
+    protocol.miss(entry)
+    old = protocol.serve_old(entry, _start_thread)
+    if old is not MISS:
+        return old
+    try:
+        return await _get(protocol, entry, errand, started)
+    except Exception as error:
+        old = protocol.rescue(entry, error)
+        if old is MISS:
+            raise
+        return old
+
+
+async def _get(protocol: Protocol, entry: Entry, errand: Errand, started: float) -> Any:
+    patience = Patience(protocol.door, entry)
+    while True:
+        flight, leading = protocol.flights.board(entry.path)
+        if leading:
+            try:
+                answer = _in_thread(protocol.lead, entry, flight, started, patience)
+            except BaseException:
+                protocol.flights.land(entry.path, flight, None)
+                raise
+            outcome = await _answer(answer, errand)
+        else:
+            outcome = await _follow(protocol, entry, errand, flight, started, patience)
+        if outcome is not None:
+            return outcome.result()
+
+
+async def get_unstored(protocol: Protocol, entry: Entry, errand: Errand, error: OSError) -> Any:
+    """Do as `Protocol.get_unstored`, without blocking the loop."""
+    return await _answer(_in_thread(protocol.get_unstored, entry, error), errand)
+
+
+async def _follow(
+    protocol: Protocol,
+    entry: Entry,
+    errand: Errand,
+    flight: Flight,
+    started: float,
+    patience: Patience,
+) -> Outcome | None:
+    path = claim_path(entry.path)
+    began = protocol.door.monotonic()
+    protocol.announce(path)
+    try:
+        protocol.check_circle(entry, path)
+        if not await _landed(protocol, flight, patience.left()):
+            raise patience.ended(living_record(protocol.door, path))
+    finally:
+        protocol.announce_end(path)
+        protocol.watch.tell("waited", entry.key, seconds=protocol.door.monotonic() - began)
+    outcome = protocol.learn(entry, flight)
+    if outcome is not LOOK:
+        return outcome
+    try:
+        value = entry.look(started, INLINE)
+        if value is LARGE:
+            value = await asyncio.to_thread(entry.look, started)
+    except OSError as error:
+        unstored: Outcome = await _answer(_in_thread(protocol.get_apart, entry, error), errand)
+        return unstored
+    return None if value is MISS else Outcome(value)
+
+
+async def _landed(protocol: Protocol, flight: Flight, timeout: float | None) -> bool:
+    """Wait for the end of a flight; `False` if `timeout` seconds passed first."""
+    loop = asyncio.get_running_loop()
+    landed: asyncio.Future[None] = loop.create_future()
+
+    def ring() -> None:
+        _tell(loop, landed, None, None)
+
+    protocol.flights.when_landed(flight, ring)
+    try:
+        async with asyncio.timeout(None if timeout is None else max(0.0, timeout)):
+            await landed
+    except TimeoutError:
+        return False
+    finally:
+        protocol.flights.forget_bell(flight, ring)
+    return True
+
+
+def _in_thread(step: Callable[..., Any], *given: Any) -> asyncio.Future[Any]:
+    """Run `step` in a thread of its own, in the caller's context.
+
+    The loop's pool has a few threads for all, and these may sleep for minutes: a build that
+    waits for another one's thread would never end.
+    """
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[Any] = loop.create_future()
+    answer.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+
+    def run() -> None:
+        try:
+            result = step(*given)
+        except BaseException as error:
+            _tell(loop, answer, None, error)
+        else:
+            _tell(loop, answer, result, None)
+
+    context = copy_context()
+    _start_thread(lambda: context.run(run))
+    return answer
+
+
+def _start_thread(function: Callable[[], None]) -> None:
+    """Run `function` in a thread that keeps no process from ending: its loop may be gone.
+
+    `threading.Thread.start` would wait until the thread runs: the loop stood still for 50 to
+    100 ms when 50 were started at once.
+    """
+    start_new_thread(function, ())
+
+
+async def _answer(answer: asyncio.Future[Any], errand: Errand) -> Any:
+    """Wait for what a thread finds; if cancelled, leave it to itself, or end its build."""
+    try:
+        await asyncio.wait([answer])
+    except asyncio.CancelledError:
+        if errand.cancel():
+            await asyncio.wait([answer])  # the coroutine cleans up, as if awaited here
+        raise
+    try:
+        return answer.result()
+    except Abandoned:  # the factory ended by cancelling itself
+        raise asyncio.CancelledError from None
+
+
+def _tell(
+    loop: asyncio.AbstractEventLoop,
+    future: asyncio.Future[Any],
+    result: Any,
+    error: BaseException | None,
+) -> None:
+    """Settle a future from another thread."""
+
+    def settle() -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+    try:
+        loop.call_soon_threadsafe(settle)
+    except RuntimeError:  # the loop is closed: nobody is left to tell
+        return
+
+
+async def _await(making: Any) -> Any:
+    return await making
+
+
+def _close(making: Any) -> None:
+    """Spare a coroutine that will never run the warning that it was not awaited."""
+    if hasattr(making, "close"):
+        making.close()
