@@ -1,0 +1,82 @@
+"""What values and paths have in common, as the protocol sees them.
+
+What it is for: an entry knows where it stands, what its caller wants, and how to look for
+itself.  How it is built and published is its kind's own business.
+
+Who calls it: `ValueEntry` and `PathEntry` derive from it.  What may go wrong: `OSError` as the
+system gives it.
+"""
+
+from __future__ import annotations
+
+from ._freshness import Want
+from ._header import NEVER
+from ._keys import describe
+from ._publish import identify
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from ._layout import Layout
+    from ._options import Options
+    from ._publish import Identity
+
+
+class Entry:
+    """One entry of a cache.
+
+    Parameters
+    ----------
+    digest, key
+        Of the entry; the key is kept for messages and listings.
+    anew
+        Whether the caller wants a new one though there may be a fresh one.
+
+    Attributes
+    ----------
+    damaged
+        Called if what is there turns out to be damaged.
+    size
+        Bytes that it takes, once it is published.
+    """
+
+    kind = ""
+
+    def __init__(
+        self, layout: Layout, digest: bytes, key: object, options: Options, *, anew: bool
+    ) -> None:
+        self.layout = layout
+        self.door = layout.door
+        self.digest = digest
+        self.key = key
+        self.options = options
+        self.anew = anew
+        self.path = layout.entry(digest)
+        self.damaged: Callable[[], None] | None = None
+        self.size = 0
+
+    def what(self) -> str:
+        """Say which entry this is, for messages and records."""
+        return f"the {self.kind} of key {describe(self.key)}"
+
+    def find(self, want: Want) -> Any:
+        """Return the value or path if there is one that is good enough, else `MISS`."""
+        raise NotImplementedError
+
+    def look(self, started: float, largest: float = NEVER) -> Any:
+        """Return what is fresh for a call that began at `started`, else `MISS`.
+
+        Who wants it anew takes nothing that somebody began to make before the call.
+        """
+        since = started if self.anew else 0.0
+        return self.find(Want(started, since=since, largest=largest, damaged=self.damaged))
+
+    def look_for_old(self, tolerate: float) -> Any:
+        """Return what ended up to `tolerate` seconds ago, or `MISS`."""
+        return self.find(Want(tolerate=tolerate))
+
+    def identity(self) -> Identity | None:
+        """Return what tells the present entry from any later one; `None` if none is there."""
+        return identify(self.door, self.path)

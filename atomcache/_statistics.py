@@ -1,0 +1,316 @@
+"""Counts of all processes that use a cache, without a lock that anybody waits for.
+
+What it is for: when a process ends it adds what it counted to one file, if it gets that
+file's lock at once; otherwise, and every ten seconds while it builds, it writes a file of
+its own, by a scratch and a rename.  Who wants the sum reads them all.  Hits write
+nothing.  A process that is killed loses what it counted since it last wrote.
+
+Who calls it: `Cache.stats`, the upkeep, and the end of a process.  What may go wrong: a
+file that can't be read or written is logged and left out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import namedtuple
+
+from ._door import ADD, CREATE, READ
+from ._lines import read_lines, write_lines
+from ._log import logger
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NamedTuple
+
+    from ._door import Door
+    from ._layout import Layout
+    from ._watch import Watch
+
+    class Counts(NamedTuple):
+        """What happened in a cache.
+
+        Attributes
+        ----------
+        hits, misses
+            Calls that found a fresh entry, and that did not.
+        builds, failures
+            Factories that ended with an entry published, and with an error.
+        waits
+            Calls that waited for somebody else's build.
+        takeovers
+            Claims of dead builders that were taken over.
+        stale
+            Old values that were served.
+        evictions
+            Entries removed to make room.
+        corrupt
+            Entries whose checksum was wrong.
+        errors
+            Calls for which the cache folder could not be read or written.
+        seconds_saved
+            Hits, each times the seconds that its entry took to build.
+        seconds_built
+            What the builds took.
+        """
+
+        hits: int = 0
+        misses: int = 0
+        builds: int = 0
+        failures: int = 0
+        waits: int = 0
+        takeovers: int = 0
+        stale: int = 0
+        evictions: int = 0
+        corrupt: int = 0
+        errors: int = 0
+        seconds_saved: float = 0.0
+        seconds_built: float = 0.0
+
+    class Stats(NamedTuple):
+        """Counts of this process, and of all that ever used the cache.
+
+        Attributes
+        ----------
+        process
+            Since this process made its `Cache`.
+        everyone
+            Of all processes together, since the cache was made or cleared.
+        """
+
+        process: Counts
+        everyone: Counts
+else:
+    _NAMES = (
+        "hits misses builds failures waits takeovers stale evictions corrupt errors "
+        "seconds_saved seconds_built"
+    )
+    Counts = namedtuple("Counts", _NAMES, defaults=(*[0] * 10, 0.0, 0.0))
+    Stats = namedtuple("Stats", "process everyone")
+
+_PAUSE = 10.0
+_LARGEST = 65_536
+_OLD = 86_400.0
+_TRIES = 100
+_TOTAL = "total"
+_LOCK = "lock"
+
+
+class Statistics:
+    """The counts of one process, and its file."""
+
+    def __init__(self, door: Door, layout: Layout, watch: Watch) -> None:
+        self._door = door
+        self._layout = layout
+        self._watch = watch
+        self._folder = os.path.join(layout.root, "stats")
+        self._next_write = 0.0
+        self._forget()
+
+    def _forget(self) -> None:
+        """Start afresh, as a forked child must: its counts are in a file of their own."""
+        self._pid = self._door.getpid()
+        self._name = f"{self._pid}-{self._door.urandom(6).hex()}"
+        self._added = Counts()  # what is in the total already
+        self._written = Counts()  # what is in this process's file
+        self._total = Counts()
+
+    def counts(self) -> Counts:
+        """Return what this process has counted."""
+        told = self._watch.counts()
+        return Counts(
+            hits=int(told["hit"]),
+            misses=int(told["miss"]),
+            builds=int(told["build_finished"]),
+            failures=int(told["build_failed"]),
+            waits=int(told["waited"]),
+            takeovers=int(told["taken_over"]),
+            stale=int(told["stale"]),
+            evictions=int(told["evicted"]),
+            corrupt=int(told["corrupt"]),
+            errors=int(told["error"]),
+            seconds_saved=told["seconds_saved"],
+            seconds_built=told["seconds_built"],
+        )
+
+    def everyone(self) -> Counts:
+        """Return the sum of all processes' counts."""
+        self.write()
+        self._total = Counts()
+        self._attempt(self._sum_up)
+        return self._total
+
+    def _sum_up(self) -> None:
+        """Add up all files, while nobody moves counts from one to another."""
+        if not self._names():
+            return
+        lock = self._lock(tries=_TRIES)
+        try:
+            for name in self._names():
+                self._total = _add(self._total, self._read(name))
+        finally:
+            self._unlock(lock)
+
+    def clear(self) -> None:
+        """Forget what everybody counted."""
+        self._attempt(lambda: self._door.remove_tree(self._folder))
+        self._added, self._written = self.counts(), Counts()
+
+    def _lock(self, tries: int = 1) -> int | None:
+        """Take the lock of those who add up, if it is to be had."""
+        fd = self._open(os.path.join(self._folder, _LOCK), ADD)
+        self._door.keep_from_children(fd)
+        for _ in range(tries):
+            if self._door.lock_exclusive(fd):
+                return fd
+            if tries > 1:
+                self._door.sleep(0.01)
+        self._door.close_claim(fd)
+        return None
+
+    def _unlock(self, fd: int | None) -> None:
+        if fd is not None:
+            try:
+                self._door.unlock(fd)
+            finally:
+                self._door.close_claim(fd)
+
+    def write_sometimes(self) -> None:
+        """Write the counts down if that was not done in the last ten seconds."""
+        if self._door.monotonic() >= self._next_write:
+            self._next_write = self._door.monotonic() + _PAUSE
+            self.write()
+
+    def write(self) -> None:
+        """Write what this process has counted into its own file."""
+        self._attempt(self._write)
+
+    def end(self) -> None:
+        """Add what this process has counted to the total, or leave it in a file of its own."""
+        self._attempt(self._end)
+
+    def add_up(self) -> None:
+        """Add what ended processes have left in files of their own to the total."""
+        self._attempt(lambda: self._add_up(others=True))
+
+    def _end(self) -> None:
+        if not self._add_up():
+            self._write()
+
+    def _attempt(self, step: Callable[[], object]) -> None:
+        if self._pid != self._door.getpid():
+            self._forget()
+        try:
+            step()
+        except FileNotFoundError:
+            return  # the cache was deleted, and its counts with it
+        except OSError as error:
+            logger().warning("what was counted can't be written down: %s", error)
+
+    def _write(self) -> None:
+        if self._written != Counts() and not self._there():  # the cache was cleared
+            self._added, self._written = _add(self._added, self._written), Counts()
+        counts = _subtract(self.counts(), self._added)
+        if counts != self._written:
+            self._save(self._name, counts)
+            self._written = counts
+
+    def _add_up(self, *, others: bool = False) -> bool:
+        """Add to the total; `False` if another process is at it."""
+        counts = self.counts()
+        if not others and counts == self._added:
+            return True
+        lock = self._lock()
+        if lock is None:
+            return False
+        try:
+            total = _add(self._read(_TOTAL), _subtract(counts, self._added))
+            done = [self._name]
+            for name in self._names() if others else ():
+                found = self._door.stat(os.path.join(self._folder, name))
+                if name not in (_TOTAL, self._name) and self._old(found):
+                    total = _add(total, self._read(name))
+                    done.append(name)
+            self._save(_TOTAL, total)
+            self._added, self._written = counts, Counts()
+            for name in done:
+                self._door.remove_tree(os.path.join(self._folder, name))
+        finally:
+            self._unlock(lock)
+        return True
+
+    def _there(self) -> bool:
+        try:
+            self._door.stat(os.path.join(self._folder, self._name))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _old(self, found: os.stat_result) -> bool:
+        """Tell whether a process that lives would have written since, if it does anything."""
+        return self._door.time() - found.st_mtime > _OLD
+
+    def _names(self) -> list[str]:
+        try:
+            names = self._door.listdir(self._folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(name for name in names if name != _LOCK and name[:1] != ".")
+
+    def _read(self, name: str) -> Counts:
+        try:
+            fd = self._door.open(os.path.join(self._folder, name), READ)
+        except FileNotFoundError:
+            return Counts()
+        except OSError as error:
+            logger().warning("what a process counted can't be read: %s", error)
+            return Counts()
+        try:
+            told = dict(read_lines(self._door.read(fd, _LARGEST)))
+            known = [each for each in Counts._fields if each in told]
+            return Counts(**{each: _number(each, told[each]) for each in known})
+        except (ValueError, OSError) as error:
+            logger().warning("what a process counted can't be read: %s: %s", name, error)
+            return Counts()
+        finally:
+            self._door.close(fd)
+
+    def _save(self, name: str, counts: Counts) -> None:
+        scratch = os.path.join(self._folder, f".{self._name}")
+        self._door.remove_tree(scratch)
+        fd = self._open(scratch, CREATE)
+        try:
+            told = zip(Counts._fields, map(repr, counts), strict=True)
+            self._door.write(fd, write_lines(told))
+        finally:
+            self._door.close(fd)
+        path = os.path.join(self._folder, name)
+        try:
+            self._door.replace(scratch, path)
+        except IsADirectoryError:  # nothing that we made
+            self._door.remove_tree(path)
+            self._door.replace(scratch, path)
+
+    def _open(self, path: str, flags: int) -> int:
+        try:
+            return self._door.open(path, flags, self._layout.file_mode)
+        except FileNotFoundError:  # a cache that was deleted is not made again for this
+            try:
+                self._door.mkdir(self._folder, self._layout.folder_mode)
+            except FileExistsError:
+                pass  # somebody else made it
+            return self._door.open(path, flags, self._layout.file_mode)
+
+
+def _number(name: str, told: str) -> Any:
+    return float(told) if name.startswith("seconds") else int(told)
+
+
+def _add(one: Counts, other: Counts) -> Counts:
+    sums: list[Any] = [a + b for a, b in zip(one, other, strict=True)]
+    return Counts(*sums)
+
+
+def _subtract(one: Counts, other: Counts) -> Counts:
+    differences: list[Any] = [a - b for a, b in zip(one, other, strict=True)]
+    return Counts(*differences)
