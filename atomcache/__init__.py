@@ -15,6 +15,7 @@ killed, another takes over at once.
 
 from __future__ import annotations
 
+from ._build import Build, current_build
 from ._cache import Cache
 from ._errors import (
     AtomcacheError,
@@ -23,9 +24,14 @@ from ._errors import (
     BuildTimeout,
     CircularBuildError,
     CodecError,
+    DontStore,
     EntryNameError,
+    InputError,
     KeyTypeError,
     LayoutError,
+    MissingEntryError,
+    MissingInputError,
+    NoBuildError,
     OptionError,
     RemoteTraceback,
     StorageError,
@@ -37,31 +43,54 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TypeVar, Unpack
 
+    from ._call_key import CallKey as CallKey
+    from ._inputs import InputKey as InputKey
+    from ._listing import BuildInfo as BuildInfo
     from ._listing import EntryInfo as EntryInfo
+    from ._memoize import AsyncMemoized as AsyncMemoized
+    from ._memoize import Memoized as Memoized
     from ._options import CallOptions
     from ._own_codec import Codec as Codec
+    from ._statistics import Counts as Counts
+    from ._statistics import Stats as Stats
+    from ._upkeep import Pruned as Pruned
+    from ._watch import Event as Event
 
     T = TypeVar("T")
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncMemoized",
     "AtomcacheError",
+    "Build",
     "BuildFailedError",
+    "BuildInfo",
     "BuildTimeout",
     "BuilderError",
     "Cache",
     "CircularBuildError",
     "Codec",
     "CodecError",
+    "Counts",
+    "DontStore",
     "EntryInfo",
     "EntryNameError",
+    "Event",
+    "InputError",
     "KeyTypeError",
     "LayoutError",
+    "Memoized",
+    "MissingEntryError",
+    "MissingInputError",
+    "NoBuildError",
     "OptionError",
+    "Pruned",
     "RemoteTraceback",
+    "Stats",
     "StorageError",
     "UnsafeDirectoryError",
+    "current_build",
     "default_cache",
     "get_or_create",
 ]
@@ -85,14 +114,26 @@ def get_or_create(key: object, factory: Callable[[], T], **options: Unpack[CallO
     return default_cache().get_or_create(key, factory, **options)
 
 
+_LATER = {
+    "AsyncMemoized": "_memoize",
+    "BuildInfo": "_listing",
+    "Counts": "_statistics",
+    "Event": "_watch",
+    "Pruned": "_upkeep",
+    "Stats": "_statistics",
+    "Codec": "_own_codec",
+    "CallKey": "_call_key",
+    "EntryInfo": "_listing",
+    "InputKey": "_inputs",
+    "Memoized": "_memoize",
+}
+"""Names that not every program needs, and where they are."""
+
+
 def __getattr__(name: str) -> object:
-    """Load on demand what only listings and type annotations need."""
-    if name == "EntryInfo":
-        from ._listing import EntryInfo
+    """Load on demand what not every program needs."""
+    from importlib import import_module
 
-        return EntryInfo
-    if name == "Codec":
-        from ._own_codec import Codec
-
-        return Codec
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)

@@ -9,30 +9,53 @@ with each method; every error of the library's own derives from `AtomcacheError`
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
+from _weakref import ref
+from contextlib import contextmanager
 
 from ._codec_table import CodecTable
 from ._door import door as real_door
-from ._errors import AtomcacheError, OptionError
-from ._keys import describe, digest
-from ._layout import CLAIM, Layout
-from ._options import Options, seconds, size
+from ._errors import AtomcacheError, MissingEntryError, OptionError
+from ._freshness import Want, note_use
+from ._header import NEVER
+from ._keys import REMEMBERED, describe, digest
+from ._layout import Layout
+from ._log import logger
+from ._options import Options, number, seconds, size
 from ._protocol import Protocol, storage_error
-from ._publish import MISS, remove
+from ._publish import LARGE, MISS
 from ._value import ValueEntry, read, read_remembered
+from ._watch import Watch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+    from datetime import timedelta
     from pathlib import Path
-    from typing import Any, TypeVar, Unpack
+    from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
 
     from ._door import Door
-    from ._listing import EntryInfo
+    from ._inputs import Snapshot
+    from ._listing import BuildInfo, EntryInfo
+    from ._memoize import AsyncMemoized, Memoized, Memoizer, PathMemoizer
     from ._memory import MemoryTier
-    from ._options import CallOptions
+    from ._options import CallOptions, DecoratorOptions, Inputs
+    from ._protocol import Entry
+    from ._statistics import Statistics, Stats
+    from ._upkeep import Pruned, Upkeep
+    from ._watch import Event
 
+    P = ParamSpec("P")
+    S = TypeVar("S")
     T = TypeVar("T")
+else:
+
+    def overload(function):
+        """Stand in for `typing.overload`, whose module would be half of the import."""
+        return function
+
 
 _MOST_PLACES = 10_000
 """Keys whose digest is remembered: some 3 MB, for a tenth of a hit's time."""
@@ -67,9 +90,18 @@ class Cache:
         Bytes, such as ``"64MB"``, of values to keep decoded in this process; each is
         validated by one stat, so that another process's change is seen at once.  Only
         values that can't be changed in place are kept.  `None`, the default: none.
+    max_bytes : int or str, optional
+        Bytes, such as ``"10GB"``, beyond which the least recently used entries are removed, in
+        a thread and by one process at a time.
+    max_entries : int, optional
+        Number of entries beyond which, likewise.
+    max_idle : float, timedelta or str, optional
+        Seconds, or such as ``"30d"``, without use after which an entry is removed.  Use is
+        known to the hour.
     **options
-        Defaults for every call: `max_age`, `timeout`, `on_error`, `on_store_error`,
-        `codec`, `durable` and `tags`, as documented in `Options`.
+        Defaults for every call, as documented in `Options`: `max_age`, `stale_for`,
+        `stale_on_error`, `retry_after`, `jitter`, `timeout`, `on_error`, `on_store_error`,
+        `codec`, `durable`, `tags` and `inputs`.
 
     Raises
     ------
@@ -95,6 +127,9 @@ class Cache:
         shared: bool = False,
         lease: Any = 30.0,
         memory: int | str | None = None,
+        max_bytes: int | str | None = None,
+        max_entries: int | None = None,
+        max_idle: float | timedelta | str | None = None,
         **options: Unpack[CallOptions],
     ) -> None:
         place: Any = directory if isinstance(directory, str) else _path_of(directory)
@@ -111,6 +146,9 @@ class Cache:
             "shared": shared,
             "lease": lease,
             "memory": memory,
+            "max_bytes": max_bytes,
+            "max_entries": max_entries,
+            "max_idle": max_idle,
             **options,
         }
         self._open(real_door)
@@ -129,13 +167,27 @@ class Cache:
         if not lease or lease > 86_400:
             raise OptionError("lease must be more than 0 seconds and at most a day")
         limit = size("memory", given.pop("memory"))
+        given_limits = {
+            name: given.pop(name, None) for name in ("max_bytes", "max_entries", "max_idle")
+        }
         self._memory = None if limit is None else _memory_tier(limit)
         self._options = Options(self._codecs.find("data")).changed(given, self._codecs.find)
-        self._path_places: dict[str, tuple[str, bytes, str, str, Path]] = {}
-        self._places: dict[str, tuple[bytes, str]] = {}
-        if "tags" in self._given:
-            self._given["tags"] = self._options.tags
-        self._protocol = Protocol(door, self._layout, lease)
+        self._path_places: dict[object, tuple[str, bytes, str, str, Path]] = {}
+        self._places: dict[object, tuple[bytes, str]] = {}
+        for name in {"tags", "inputs"} & self._given.keys():  # iterators can be read once
+            self._given[name] = getattr(self._options, name)
+        self._limits = (
+            size("max_bytes", given_limits["max_bytes"]),
+            number("max_entries", given_limits["max_entries"]),
+            seconds("max_idle", given_limits["max_idle"]),
+        )
+        self._watch = Watch(door)
+        self._protocol = Protocol(door, self._layout, self._watch, lease)
+        self._ends_in = 0
+        self._kept_up: tuple[Upkeep, Statistics] | None = None
+        self._statistics = _statistics_of(door, self._layout, self._watch)
+        if door.upkeep:
+            self._protocol.published = self._published
 
     @classmethod
     def for_app(cls, name: str, **parameters: Any) -> Cache:
@@ -222,15 +274,9 @@ class Cache:
         [0, 1, 4, 9]
         """
         chosen = self._options if not options else self._changed(options)
-        name, path = self._place(key)
-        try:
-            value: T = self._read(path, name, chosen)
-        except OSError as error:
-            entry = ValueEntry(self._layout, name, key, chosen, factory)
-            value = self._unreadable(entry, error)
-        if value is MISS:
-            _check_callable("factory", factory)
-            value = self._missed(ValueEntry(self._layout, name, key, chosen, factory))
+        if not chosen.inputs:
+            return self._value(key, factory, chosen)
+        value: T = self._with_inputs(key, factory, chosen, self._value)
         return value
 
     def get_or_create_path(
@@ -282,23 +328,283 @@ class Cache:
         >>> path.name, path.read_text()
         ('greeting.txt', 'hello')
         """
-        from ._path import PathEntry, find
-
         chosen = self._options if not options else self._changed(options)
-        place = self._path_places.get(key) if type(key) is str else None
-        if place is None or type(name) is not str or place[0] != name:
-            place = self._path_place(key, name)
-        _, digested, target, meta, found = place
-        try:
-            if find(self._door, target, meta, chosen):
-                return found
-        except OSError as error:
-            entry = PathEntry(self._layout, digested, key, name, chosen, build)
-            unstored: Path = self._unreadable(entry, error)
-            return unstored
-        _check_callable("build", build)
-        missed: Path = self._missed(PathEntry(self._layout, digested, key, name, chosen, build))
-        return missed
+        if chosen.inputs:
+            return self._with_inputs(key, build, chosen, self._file, name=name)
+        return self._file(key, build, chosen, name=name)
+
+    def refresh(self, key: object, factory: Callable[[], T], **options: Unpack[CallOptions]) -> T:
+        """Make the value of `key` anew, now, and return it.
+
+        Until the new value is published, everybody else gets the old one.  Of those who
+        refresh at the same time, one makes it.
+
+        Parameters, results and errors are those of `get_or_create`.
+        """
+        chosen = self._options if not options else self._changed(options)
+        if not chosen.inputs:
+            return self._value(key, factory, chosen, anew=True)
+        value: T = self._with_inputs(key, factory, chosen, self._value, anew=True)
+        return value
+
+    def refresh_path(
+        self,
+        key: object,
+        build: Callable[[Path], object],
+        *,
+        name: str,
+        **options: Unpack[CallOptions],
+    ) -> Path:
+        """Make the file or folder of `key` anew, now, and return its path.
+
+        Parameters, results and errors are those of `get_or_create_path`.
+        """
+        chosen = self._options if not options else self._changed(options)
+        if chosen.inputs:
+            return self._with_inputs(key, build, chosen, self._file, name=name, anew=True)
+        return self._file(key, build, chosen, name=name, anew=True)
+
+    # -- ask, from an event loop -----------------------------------------------------
+
+    async def aget_or_create(
+        self,
+        key: object,
+        factory: Callable[[], T | Awaitable[T]],
+        **options: Unpack[CallOptions],
+    ) -> T:
+        """Return the value of `key`, as `get_or_create` does, without blocking the loop.
+
+        Of all tasks, threads and processes that ask at the same time one runs its factory.  A
+        small value that is there is returned without leaving the loop.
+
+        Parameters
+        ----------
+        key
+            As for `get_or_create`.
+        factory
+            A function or a coroutine function, called without arguments.  A coroutine runs
+            on this loop; a function runs in a thread.
+        **options
+            As documented in `Options`.
+
+        Raises
+        ------
+        asyncio.CancelledError
+            If the task is cancelled.  A task that waits just leaves; a coroutine that builds is
+            cancelled too, and another caller builds; a function that runs in a thread runs to its
+            end, and what it made is stored.
+        RuntimeError
+            If no thread can be started to wait in.
+        Exception
+            As for `get_or_create`.
+
+        Examples
+        --------
+        >>> import asyncio, tempfile
+        >>> cache = Cache(tempfile.mkdtemp())
+        >>> async def fetch():
+        ...     return "page"
+        >>> asyncio.run(cache.aget_or_create("page", fetch))
+        'page'
+        """
+        chosen = self._options if not options else self._changed(options)
+        value: T
+        if chosen.inputs:
+            value = await self._awith_inputs(key, factory, chosen, self._avalue)
+        else:
+            value = await self._avalue(key, factory, chosen)
+        return value
+
+    async def aget_or_create_path(
+        self,
+        key: object,
+        build: Callable[[Path], object],
+        *,
+        name: str,
+        **options: Unpack[CallOptions],
+    ) -> Path:
+        """Return the path of a file or folder, without blocking the loop.
+
+        Parameters
+        ----------
+        key, name, **options
+            As for `get_or_create_path`.
+        build
+            A function or a coroutine function, called with the path at which it has to make
+            a regular file or a folder.
+
+        Raises
+        ------
+        asyncio.CancelledError, RuntimeError
+            As for `aget_or_create`.
+        Exception
+            As for `get_or_create_path`.
+        """
+        chosen = self._options if not options else self._changed(options)
+        if chosen.inputs:
+            return await self._awith_inputs(key, build, chosen, self._afile, name=name)
+        return await self._afile(key, build, chosen, name=name)
+
+    # -- decorate --------------------------------------------------------------------
+
+    @overload
+    def memoize(  # type: ignore[overload-overlap]
+        self, function: Callable[P, Coroutine[Any, Any, T]], /
+    ) -> AsyncMemoized[P, T]: ...
+    @overload
+    def memoize(self, function: Callable[P, T], /) -> Memoized[P, T]: ...
+    @overload
+    def memoize(
+        self,
+        *,
+        key: Callable[..., object] | None = None,
+        ignore: Sequence[str] = (),
+        version: str | int | None = None,
+        **options: Unpack[DecoratorOptions],
+    ) -> Memoizer: ...
+
+    def memoize(  # type: ignore[misc]
+        self,
+        function: Any = None,
+        /,
+        *,
+        key: Callable[..., object] | None = None,
+        ignore: Sequence[str] = (),
+        version: str | int | None = None,
+        **options: Unpack[DecoratorOptions],
+    ) -> Any:
+        """Decorate a function, so that each call with equal arguments runs once.
+
+        Use it bare or with options, on functions, methods, static and class methods (above
+        ``@staticmethod`` or ``@classmethod``) and coroutine functions.
+
+        What identifies a call is the function's name and its arguments.  What a function
+        defined in another one has captured from that is no part of the key: hand it over as
+        an argument, or return it from `key`.
+
+        Parameters
+        ----------
+        function
+            What is decorated, in the bare form.
+        key : callable, optional
+            Called with the arguments of each call; returns plain data that identifies it.
+        ignore : sequence of str
+            Names of parameters that don't identify a call, such as ``("self", "verbose")``.
+        version : str or int, optional
+            Part of every key: change it when the function computes something else.
+            ``"source"`` stands for a hash of the function's source and of the module-level
+            functions and classes of the same package that it names.
+        **options
+            As documented in `Options`; `inputs` may be a function of the call's arguments.
+
+        Returns
+        -------
+        Memoized or AsyncMemoized
+            The decorated function, with methods ``key``, ``cached``, ``peek``, ``refresh``,
+            ``forget`` and ``forget_all``.
+
+        Raises
+        ------
+        OptionError
+            For options of the wrong name or type, a lambda, or a generator function.
+        KeyTypeError
+            From calls: for an argument that can't be part of a key.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> cache = Cache(tempfile.mkdtemp())
+        >>> @cache.memoize(max_age=3600)
+        ... def parse(text, *, lang="en"):
+        ...     return text.split()
+        >>> parse("to be")
+        ['to', 'be']
+        >>> parse.cached("to be", lang="en")
+        True
+        """
+        from ._memoize import memoizer
+
+        decorate = memoizer(self, key, ignore, version, dict(options))
+        return decorate if function is None else decorate(function)
+
+    @overload
+    def builder(  # type: ignore[overload-overlap]
+        self, function: Callable[Concatenate[Path, P], Coroutine[Any, Any, object]], /
+    ) -> AsyncMemoized[P, Path]: ...
+    @overload
+    def builder(  # type: ignore[overload-overlap]
+        self, function: Callable[Concatenate[Path, P], object], /
+    ) -> Memoized[P, Path]: ...
+    @overload
+    def builder(  # type: ignore[overload-overlap]
+        self, function: Callable[Concatenate[S, Path, P], Coroutine[Any, Any, object]], /
+    ) -> AsyncMemoized[Concatenate[S, P], Path]: ...
+    @overload
+    def builder(
+        self, function: Callable[Concatenate[S, Path, P], object], /
+    ) -> Memoized[Concatenate[S, P], Path]: ...
+    @overload
+    def builder(
+        self,
+        *,
+        name: str | None = None,
+        key: Callable[..., object] | None = None,
+        ignore: Sequence[str] = (),
+        version: str | int | None = None,
+        **options: Unpack[DecoratorOptions],
+    ) -> PathMemoizer: ...
+
+    def builder(  # type: ignore[misc]
+        self,
+        function: Any = None,
+        /,
+        *,
+        name: str | None = None,
+        key: Callable[..., object] | None = None,
+        ignore: Sequence[str] = (),
+        version: str | int | None = None,
+        **options: Unpack[DecoratorOptions],
+    ) -> Any:
+        """Decorate a function that makes a file or folder at the path given to it first.
+
+        Calls leave that first parameter out and return the path of what was made.  For a
+        method, it comes after ``self`` or ``cls``.
+
+        Parameters
+        ----------
+        function
+            What is decorated, in the bare form.
+        name : str, optional
+            What the file or folder is to be called; the function's name by default.
+        key, ignore, version, **options
+            As for `memoize`.
+
+        Returns
+        -------
+        Memoized or AsyncMemoized
+            As for `memoize`; its results are paths.
+
+        Raises
+        ------
+        EntryNameError
+            If `name` can't be a file name.
+        OptionError, KeyTypeError
+            As for `memoize`.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> cache = Cache(tempfile.mkdtemp())
+        >>> @cache.builder(name="greeting.txt")
+        ... def greet(target, who):
+        ...     target.write_text(f"hello {who}")
+        >>> greet("world").read_text()
+        'hello world'
+        """
+        from ._memoize import builder
+
+        decorate = builder(self, name, key, ignore, version, dict(options))
+        return decorate if function is None else decorate(function)
 
     # -- look ------------------------------------------------------------------------
 
@@ -313,12 +619,9 @@ class Cache:
             As for `get_or_create`.
         """
         chosen = self._options if not options else self._changed(options)
-        name, path = self._place(key)
-        try:
-            value = self._read(path, name, chosen)
-        except OSError as error:
-            raise self._storage_error(_VALUE, key, error) from error
-        return default if value is MISS else value
+        if chosen.inputs:
+            key = self._input_key(key, chosen)
+        return self._peek(key, chosen, default)
 
     def get_path(
         self, key: object, default: Any = None, **options: Unpack[CallOptions]
@@ -332,20 +635,10 @@ class Cache:
         KeyTypeError, OptionError
             As for `get_or_create`.
         """
-        from pathlib import Path
-
-        from ._path import META, find, stored_name
-
         chosen = self._options if not options else self._changed(options)
-        path = self._layout.entry(digest(_PATH, key))
-        try:
-            name = stored_name(self._door, path)
-            if name is None:
-                return default
-            target, meta = os.path.join(path, name), os.path.join(path, META)
-            return Path(target) if find(self._door, target, meta, chosen) else default
-        except OSError as error:
-            raise self._storage_error(_PATH, key, error) from error
+        if chosen.inputs:
+            key = self._input_key(key, chosen)
+        return self._peek_file(key, chosen, default)
 
     def __contains__(self, key: object) -> bool:
         """Tell whether there is a fresh value or path of `key`."""
@@ -359,6 +652,57 @@ class Cache:
         from ._listing import scan
 
         return scan(self._layout)
+
+    def builds(self) -> Iterator[BuildInfo]:
+        """Yield what is being built at the moment, by whom, since when, how far.
+
+        Builds of other machines are seen too, for as long as they show signs of life.
+        """
+        from ._listing import builds
+
+        return builds(self._layout)
+
+    def stats(self) -> Stats:
+        """Return what this process and all processes have counted.
+
+        Counts of other processes are those that they wrote down last: when they ended, and
+        while they build every ten seconds.
+        """
+        from ._statistics import Stats
+
+        statistics = self._statistics()
+        return Stats(statistics.counts(), statistics.everyone())
+
+    def on(self, callback: Callable[[Event], object]) -> Callable[[], None]:
+        """Have `callback` called with an `Event` whenever something happens in this process.
+
+        It is called in the thread in which it happens, and should be quick.  What it raises
+        is logged.
+
+        Returns
+        -------
+        callable
+            Ends the subscription.
+
+        Raises
+        ------
+        OptionError
+            If `callback` can't be called.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> cache = Cache(tempfile.mkdtemp())
+        >>> end = cache.on(lambda event: print(event.kind))
+        >>> cache.get_or_create("answer", lambda: 42)
+        miss
+        build_started
+        build_finished
+        42
+        >>> end()
+        """
+        _check_callable("callback", callback)
+        return self._watch.subscribe(callback)
 
     # -- change ----------------------------------------------------------------------
 
@@ -378,16 +722,29 @@ class Cache:
             As for `get_or_create`.
         """
         chosen = self._options if not options else self._changed(options)
+        if chosen.inputs:
+            key = self._input_key(key, chosen)
         entry = ValueEntry(self._layout, digest(_VALUE, key), key, chosen, lambda: value)
         try:
-            entry.replace(self._new_scratch(entry.path), value)
+            entry.replace(self._layout.new_scratch(entry.path), value)
         except OSError as error:
             self._unreadable(entry, error)
+            return
+        self._protocol.published(entry)
 
-    def remove(self, key: object) -> bool:
+    def remove(self, key: object, *, inputs: Inputs | None = None) -> bool:
         """Remove the value and the path of `key`; tell whether there was one.
 
-        Who has a file of a removed path open keeps it, on POSIX.
+        A build that is under way goes on, and its caller gets the result; but it is not kept,
+        and whoever asks after this gets one whose build began after it.  Who has a file of a
+        removed path open keeps it, on POSIX.
+
+        Parameters
+        ----------
+        key
+            As for `get_or_create`.
+        inputs
+            As for `get_or_create`: the entry made from what these files hold now.
 
         Raises
         ------
@@ -396,14 +753,39 @@ class Cache:
         KeyTypeError
             If the key is not plain data.
         """
+        chosen = self._options if inputs is None else self._changed({"inputs": inputs})
+        if chosen.inputs:
+            key = self._input_key(key, chosen)
         had_value = self._remove(_VALUE, key)
         had_path = self._remove(_PATH, key)
         return had_value or had_path
 
+    def remove_tagged(self, tag: str) -> int:
+        """Remove all entries that carry a tag and return how many there were.
+
+        Looks at every entry.  Builds under way that carry the tag go on, but what they make is
+        not kept.
+
+        Raises
+        ------
+        OptionError
+            If `tag` is not a non-empty string.
+        StorageError
+            If an entry can't be removed.
+        """
+        from ._listing import remove_where
+
+        if not isinstance(tag, str) or not tag:
+            raise OptionError(f"tag must be a non-empty string, not {describe(tag)}")
+        try:
+            return remove_where(self._protocol, lambda name, tags: tag in tags)
+        except OSError as error:
+            raise storage_error("the cache", self._layout.directory, error) from error
+
     def clear(self) -> int:
         """Remove all entries and return how many there were.
 
-        Builds under way are not disturbed, and publish when they are done.
+        Builds under way are not disturbed, but what they make is not kept.
 
         Raises
         ------
@@ -413,9 +795,128 @@ class Cache:
         from ._listing import clear
 
         try:
-            return clear(self._layout, self._new_scratch)
+            self._statistics().clear()
+            return clear(self._protocol)
         except OSError as error:
             raise storage_error("the cache", self._layout.directory, error) from error
+
+    def prune(
+        self,
+        *,
+        max_bytes: int | str | None = None,
+        max_entries: int | None = None,
+        max_idle: float | timedelta | str | None = None,
+    ) -> Pruned:
+        """Remove the least recently used entries beyond some limits, now.
+
+        Entries that somebody holds stay.  If another process is pruning, waits until it is
+        done.
+
+        Parameters
+        ----------
+        max_bytes, max_entries, max_idle
+            As for `Cache`; those of the cache if none is given.
+
+        Returns
+        -------
+        Pruned
+            How much was removed and how much there is.
+
+        Raises
+        ------
+        OptionError
+            For a limit of the wrong type or sign.
+        StorageError
+            If the folder can't be read or written.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> cache = Cache(tempfile.mkdtemp())
+        >>> for number in range(5):
+        ...     cache.set(number, number)
+        >>> cache.prune(max_entries=3).removed
+        2
+        """
+        from ._upkeep import Limits
+
+        limits = Limits(
+            size("max_bytes", max_bytes),
+            number("max_entries", max_entries),
+            seconds("max_idle", max_idle),
+        )
+        try:
+            pruned = self._keep_up()[0].prune(limits if limits.any() else Limits(*self._limits))
+        except OSError as error:
+            raise storage_error("the cache", self._layout.directory, error) from error
+        assert pruned is not None
+        return pruned
+
+    @contextmanager
+    def hold(
+        self,
+        key: object,
+        build: Callable[[Path], object] | None = None,
+        *,
+        name: str | None = None,
+        **options: Unpack[CallOptions],
+    ) -> Iterator[Path]:
+        """Keep a file or folder from being evicted for as long as a ``with`` block runs.
+
+        A crash ends the hold.  `remove` and `clear` are not kept from anything, and a refresh puts
+        the new one under the same path, where it is held too; the old one is not deleted before
+        the hold ends.
+
+        Parameters
+        ----------
+        key
+            As for `get_or_create_path`.
+        build, name, **options
+            As for `get_or_create_path`, to make it if there is none.
+
+        Yields
+        ------
+        pathlib.Path
+            The path of what is held.
+
+        Raises
+        ------
+        MissingEntryError
+            If there is none, and no `build` is given.
+        Exception
+            As for `get_or_create_path`.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> cache = Cache(tempfile.mkdtemp())
+        >>> def greet(target):
+        ...     target.write_text("hello")
+        >>> with cache.hold("greeting", greet, name="greeting.txt") as path:
+        ...     path.read_text()
+        'hello'
+        """
+        from ._hold import Hold
+
+        while True:
+            if build is None:
+                path = self.get_path(key, **options)
+            elif name is None:
+                raise OptionError("hold needs a name= for what build= makes")
+            else:
+                path = self.get_or_create_path(key, build, name=name, **options)
+            if path is None:
+                raise MissingEntryError(
+                    f"there is no path of key {describe(key)} to be held, in "
+                    f"{self._layout.directory}. Make it first, or pass build= and name="
+                )
+            hold = Hold(self._layout, os.path.dirname(path))
+            if hold.share():
+                break
+        try:
+            yield path
+        finally:
+            hold.end()
 
     def reap(self) -> int:
         """Remove what dead builders left behind and return how many things that was.
@@ -433,20 +934,218 @@ class Cache:
         from ._listing import sweep
 
         try:
-            return sweep(self._layout)
+            reaped = sweep(self._layout)
+            if reaped:
+                self._watch.tell("reaped", number=reaped)
+            return reaped
         except OSError as error:
             raise storage_error("the cache", self._layout.directory, error) from error
 
     # -- inside ----------------------------------------------------------------------
 
-    def _read(self, path: str, name: bytes, chosen: Options) -> Any:
+    def _value(
+        self, key: object, factory: Callable[[], T], chosen: Options, *, anew: bool = False
+    ) -> T:
+        name, path = self._place(key)
+        value: T = MISS
+        try:
+            if not anew:
+                value = self._read(path, name, chosen)
+        except OSError as error:
+            entry = ValueEntry(self._layout, name, key, chosen, factory)
+            value = self._unreadable(entry, error)
+        if value is MISS:
+            _check_callable("factory", factory)
+            _write_at_exit(self)
+            entry = ValueEntry(self._layout, name, key, chosen, factory, anew=anew)
+            value = self._protocol.get(entry, self._door.time())
+        elif self._watch.hit(path, key):
+            self._note_use(path, path)
+        return value
+
+    async def _avalue(
+        self, key: object, factory: Callable[[], Any], chosen: Options, *, anew: bool = False
+    ) -> Any:
+        from ._tasks import INLINE, Errand, get, get_unstored
+
+        name, path = self._place(key)
+        value = MISS
+        try:
+            if not anew:
+                value = self._read(path, name, chosen, INLINE)
+                if value is LARGE:
+                    value = await _in_pool(self._read, path, name, chosen)
+        except OSError as error:
+            errand = Errand(factory)
+            entry = ValueEntry(self._layout, name, key, chosen, errand)
+            value = await get_unstored(self._protocol, entry, errand, error)
+        if value is MISS:
+            _check_callable("factory", factory)
+            _write_at_exit(self)
+            errand = Errand(factory)
+            entry = ValueEntry(self._layout, name, key, chosen, errand, anew=anew)
+            value = await get(self._protocol, entry, errand, self._door.time())
+        elif self._watch.hit(path, key):
+            self._note_use(path, path)
+        return value
+
+    def _file(
+        self,
+        key: object,
+        build: Callable[[Path], object],
+        chosen: Options,
+        *,
+        name: str,
+        anew: bool = False,
+    ) -> Path:
+        from ._path import PathEntry, find
+
+        _, digested, target, meta, found = self._path_place(key, name)
+        made: Path
+        try:
+            if not anew and find(self._door, target, meta, chosen):
+                if self._watch.hit(target, key):
+                    self._note_use(target, meta)
+                return found
+        except OSError as error:
+            entry = PathEntry(self._layout, digested, key, name, chosen, build)
+            made = self._unreadable(entry, error)
+            return made
+        _check_callable("build", build)
+        _write_at_exit(self)
+        entry = PathEntry(self._layout, digested, key, name, chosen, build, anew=anew)
+        made = self._protocol.get(entry, self._door.time())
+        return made
+
+    async def _afile(
+        self,
+        key: object,
+        build: Callable[[Path], object],
+        chosen: Options,
+        *,
+        name: str,
+        anew: bool = False,
+    ) -> Path:
+        from ._path import PathEntry, find
+        from ._tasks import Errand, get, get_unstored
+
+        _, digested, target, meta, found = self._path_place(key, name)
+        errand = Errand(build)
+        entry = PathEntry(self._layout, digested, key, name, chosen, errand, anew=anew)
+        made: Path
+        try:
+            if not anew and find(self._door, target, meta, chosen):
+                if self._watch.hit(target, key):
+                    self._note_use(target, meta)
+                return found
+        except OSError as error:
+            made = await get_unstored(self._protocol, entry, errand, error)
+            return made
+        _check_callable("build", build)
+        _write_at_exit(self)
+        made = await get(self._protocol, entry, errand, self._door.time())
+        return made
+
+    def _peek(self, key: object, chosen: Options, default: Any) -> Any:
+        name, path = self._place(key)
+        try:
+            value = self._read(path, name, chosen)
+        except OSError as error:
+            raise self._storage_error(_VALUE, key, error) from error
+        if value is MISS:
+            return default
+        if self._watch.due(path):
+            self._note_use(path, path, hit=False)
+        return value
+
+    def _peek_file(self, key: object, chosen: Options, default: Any) -> Any:
+        from pathlib import Path
+
+        from ._layout import META
+        from ._path import find, stored_name
+
+        path = self._layout.entry(digest(_PATH, key))
+        try:
+            name = stored_name(self._door, path)
+            if name is None:
+                return default
+            target, meta = os.path.join(path, name), os.path.join(path, META)
+            if not find(self._door, target, meta, chosen):
+                return default
+            if self._watch.due(target):
+                self._note_use(target, meta, hit=False)
+            return Path(target)
+        except OSError as error:
+            raise self._storage_error(_PATH, key, error) from error
+
+    def _inputs(self, chosen: Options) -> Snapshot:
+        from ._inputs import Snapshot
+
+        table = Options(self._codecs.find("data"))
+        return Snapshot(self._layout, table, chosen.inputs)
+
+    def _input_key(self, key: object, chosen: Options) -> object:
+        """Return a key with the content of the inputs in it, if that is not yet so."""
+        from ._inputs import InputKey
+
+        return key if isinstance(key, InputKey) else self._inputs(chosen).key(key)
+
+    def _with_inputs(
+        self,
+        key: object,
+        make: Callable[..., Any],
+        chosen: Options,
+        ask: Callable[..., T],
+        **how: Any,
+    ) -> T:
+        """Ask under the key that the inputs make, anew if they change before the build."""
+        from ._inputs import TRIES, InputsChanged, still_changing
+
+        for _ in range(TRIES):
+            seen = self._inputs(chosen)
+            try:
+                return ask(seen.key(key), seen.guard(make), chosen, **how)
+            except InputsChanged:
+                continue
+        raise still_changing(chosen.inputs)
+
+    async def _awith_inputs(
+        self,
+        key: object,
+        make: Callable[..., Any],
+        chosen: Options,
+        ask: Callable[..., Awaitable[T]],
+        **how: Any,
+    ) -> T:
+        """Do as `_with_inputs`; files are hashed in a thread."""
+        from ._inputs import TRIES, InputsChanged, still_changing
+
+        for _ in range(TRIES):
+            seen = await _in_pool(self._inputs, chosen)
+            try:
+                return await ask(seen.key(key), seen.guard(make), chosen, **how)
+            except InputsChanged:
+                continue
+        raise still_changing(chosen.inputs)
+
+    def _forget(self, function: str) -> int:
+        from ._listing import remove_where
+
+        try:
+            return remove_where(self._protocol, lambda name, tags: name == function)
+        except OSError as error:
+            raise storage_error("the cache", self._layout.directory, error) from error
+
+    def _read(self, path: str, name: bytes, chosen: Options, largest: float = NEVER) -> Any:
         if self._memory is None:
-            return read(self._door, path, name, chosen)
-        return read_remembered(self._memory, self._door, path, name, chosen)
+            if largest == NEVER:
+                return read(self._door, path, name, chosen)
+            return read(self._door, path, name, chosen, Want(largest=largest))
+        return read_remembered(self._memory, self._door, path, name, chosen, largest)
 
     def _place(self, key: object) -> tuple[bytes, str]:
-        """Return digest and path of a key's value, remembered for keys that are text."""
-        if type(key) is not str:
+        """Return digest and path of a key's value, remembered for keys of some types."""
+        if type(key) not in REMEMBERED:
             name = digest(_VALUE, key)
             return name, self._layout.entry(name)
         place = self._places.get(key)
@@ -460,25 +1159,56 @@ class Cache:
 
     def _path_place(self, key: object, name: str) -> tuple[str, bytes, str, str, Path]:
         """Return name, digest, target, meta and result of a path, remembered as `_place` does."""
+        known = self._path_places.get(key) if type(key) in REMEMBERED else None
+        if known is not None and type(name) is str and known[0] == name:
+            return known
         from pathlib import Path
 
-        from ._path import META, check_name
+        from ._layout import META
+        from ._path import check_name
 
         digested = digest(_PATH, key)
         folder = self._layout.entry(digested)
         target = os.path.join(folder, check_name(name))
         place = name, digested, target, os.path.join(folder, META), Path(target)
-        if type(key) is str:
+        if type(key) in REMEMBERED:
             if len(self._path_places) >= _MOST_PLACES:
                 self._path_places.clear()
             self._path_places[key] = place
         return place
 
-    def _changed(self, options: CallOptions) -> Options:
-        return self._options.changed(options, self._codecs.find)
+    def _changed(self, options: CallOptions, defaults: Options | None = None) -> Options:
+        return (defaults or self._options).changed(options, self._codecs.find)
 
-    def _missed(self, entry: Any) -> Any:
-        return self._protocol.get(entry, self._door.time())
+    def _note_use(self, path: str, file: str, *, hit: bool = True) -> None:
+        """Record that an entry is used, which the first hit of an hour in a process does."""
+        took = 0.0
+        if self._door.upkeep:
+            _write_at_exit(self)
+            try:
+                took = note_use(self._door, file)
+            except OSError as error:  # gone since, or a filesystem that can't be written
+                logger().info("the use of an entry is not recorded: %s: %s", path, error)
+        self._watch.used(path, took, hit=hit)
+
+    def _keep_up(self) -> tuple[Upkeep, Statistics]:
+        if self._kept_up is None:
+            from ._upkeep import Limits, Upkeep
+
+            statistics = self._statistics()
+            upkeep = Upkeep(self._protocol, Limits(*self._limits), statistics.add_up)
+            self._kept_up = upkeep, statistics
+        return self._kept_up
+
+    def _published(self, entry: Entry) -> None:
+        try:
+            upkeep, statistics = self._keep_up()
+        except OSError as error:  # no descriptor left even to read a module
+            logger().warning("the cache's upkeep failed: %s", error)
+            return
+        _write_at_exit(self)
+        upkeep.published(entry)
+        statistics.write_sometimes()
 
     def _unreadable(self, entry: Any, error: OSError) -> Any:
         return self._protocol.get_unstored(entry, error)
@@ -489,13 +1219,9 @@ class Cache:
         what = f"the {'value' if kind == _VALUE else 'path'} of key {describe(key)}"
         return storage_error(what, self._layout.entry(digest(kind, key)), error)
 
-    def _new_scratch(self, path: str) -> str:
-        return f"{path}{CLAIM}.{self._door.urandom(8).hex()}"
-
     def _remove(self, kind: bytes, key: object) -> bool:
-        path = self._layout.entry(digest(kind, key))
         try:
-            return remove(self._door, path, self._new_scratch(path))
+            return self._protocol.remove(self._layout.entry(digest(kind, key)))
         except OSError as error:
             raise self._storage_error(kind, key, error) from error
 
@@ -508,6 +1234,73 @@ class Cache:
 
     def __repr__(self) -> str:
         return f"Cache({self._layout.directory!r})"
+
+
+async def _in_pool(step: Callable[..., T], *given: Any) -> T:
+    """Run what may take a while, but never waits for others, in the loop's pool of threads."""
+    import asyncio
+
+    return await asyncio.to_thread(step, *given)
+
+
+def _statistics_of(door: Door, layout: Layout, watch: Watch) -> Callable[[], Statistics]:
+    """Return what returns a cache's statistics, made when they are first asked for.
+
+    It does not hold the cache, so that it can be asked when that is gone.
+    """
+    made: list[Statistics] = []
+
+    def statistics() -> Statistics:
+        if not made:
+            from ._statistics import Statistics
+
+            made.append(Statistics(door, layout, watch))
+        return made[0]
+
+    return statistics
+
+
+_to_write: list[tuple[ref[Cache], Callable[[], Statistics]]] = []
+
+
+def _write_at_exit(cache: Cache) -> None:
+    """See to it that what a cache has counted is written down when the process ends.
+
+    What caches have counted that are gone is written down now.
+    """
+    if cache._ends_in == os.getpid() or not cache._door.upkeep:
+        return
+    cache._ends_in = os.getpid()
+    gone = [each for each in _to_write if each[0]() is None]
+    _to_write[:] = [each for each in _to_write if each[0]() is not None]
+    _end(gone)
+    if not _to_write:
+        multiprocessing = sys.modules.get("multiprocessing.util")
+        if multiprocessing is None:
+            atexit.register(_end_all)
+        else:  # its children end without atexit
+            multiprocessing.Finalize(None, _end_all, exitpriority=0)
+    _to_write.append((ref(cache), cache._statistics))
+
+
+def _end(ended: list[tuple[ref[Cache], Callable[[], Statistics]]]) -> None:
+    for _, statistics in ended:
+        try:
+            statistics().end()
+        except OSError as error:  # no descriptor left even to read a module
+            logger().warning("what was counted is not kept: %s", error)
+
+
+def _end_all() -> None:
+    _end(_to_write)
+
+
+def _forget_in_child() -> None:
+    _to_write.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def _memory_tier(limit: int) -> MemoryTier:

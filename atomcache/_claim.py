@@ -9,7 +9,8 @@ locked for as long as its owner lives, so a claim that can be locked has no owne
     tell      write what went wrong, for those who have it open
     release   remove it, let go, close it: whoever sleeps on it wakes
 
-- Only the owner writes to a claim, and only by appending whole lines.
+- Whole lines are appended to a claim, by its owner, or by somebody who removes the entry and
+  tells the owner that what it builds is not to be kept (`revoke`).
 - Only who holds the lock on the very file that the name leads to may remove the name.
 - A claim is never taken over: it is removed, and the next owner makes a new one.
 
@@ -27,18 +28,22 @@ from __future__ import annotations
 
 import errno
 
-from ._door import CREATE, PROBE, READ
+from ._door import APPEND, CREATE, PROBE, READ
 from ._failure import describe, restore
 from ._layout import CLAIM
 from ._lines import read_lines, write_lines
-from ._publish import discard
+from ._publish import REPLACED, REVOKED, STAGED, discard
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable, Iterable, Sequence
+    from typing import TypeAlias
 
     from ._door import Door
     from ._layout import Layout
+
+    Wanted: TypeAlias = Callable[[str, Sequence[str]], bool]
 
 LEASE = 30.0
 """Seconds without a heartbeat after which an owner that can't be seen counts as dead.
@@ -86,20 +91,32 @@ class Record:
     lease
         Seconds that the owner may stay silent.
     waits_for
-        Path of the claim that the owner waits for at the moment, if any.
+        Paths of the claims that the owner waits for at the moment.
+    revoked
+        Whether the entry was removed since the build began.
     failure
         What `_failure.describe` wrote, if the build failed.
+    kind, key, function, tags
+        Of the entry, as far as they are known before it is published.
+    progress
+        Done, total and a note, as `Build.progress` wrote them.
     """
 
     __slots__ = (
         "boot",
         "device",
         "failure",
+        "function",
         "host",
+        "key",
+        "kind",
         "lease",
         "locked",
         "pid",
+        "progress",
+        "revoked",
         "started",
+        "tags",
         "token",
         "waits_for",
         "what",
@@ -118,8 +135,14 @@ class Record:
         self.lease = float(fields["lease"])
         if not 0 < self.lease <= 86_400:
             raise ValueError("a lease that nobody would ask for")
-        self.waits_for = fields.get("waits-for") or None
+        self.waits_for = [path for path in fields.get("waits-for", "").split("\0") if path]
         self.failure = fields.get("failure")
+        self.revoked = "revoked" in fields
+        self.function = fields.get("function", "")
+        self.kind = fields.get("kind", "")
+        self.key = fields.get("key", "")
+        self.progress = fields.get("progress", "")
+        self.tags: tuple[str, ...] = ()
 
     def lock_is_proof(self, door: Door, found: os.stat_result) -> bool:
         """Tell whether a free lock on the claim proves that its owner is dead.
@@ -151,11 +174,21 @@ class Claim:
         self.token = door.urandom(8).hex()
         self.scratch = f"{path}.{self.token}"
         self.scratch_made = False
-        self._waits_for = ""
+        self._waits_for: list[str] = []
         self._beating = False
+        self._size = 0
+        self._writing = door.allocate_lock()
         self.released = False
 
-    def sign(self, what: str) -> None:
+    def sign(
+        self,
+        what: str,
+        *,
+        kind: str = "value",
+        key: str = "",
+        tags: Iterable[str] = (),
+        function: str = "",
+    ) -> None:
         """Write who owns the claim, and let the heart beat from now on."""
         door = self.door
         fields = {
@@ -168,21 +201,64 @@ class Claim:
             "lease": repr(self.lease),
             "started": repr(door.time()),
             "what": what,
+            "kind": kind,
+            "key": key,
+            "function": function,
             "signed": "1",
         }
-        door.write(self.fd, b"\n" + write_lines(fields.items()))
+        told = [("tag", tag) for tag in tags]
+        self._write(b"\n" + write_lines([*fields.items(), *told]))
         door.start_heartbeat(self.fd, self.lease / BEATS_PER_LEASE)
         self._beating = True
 
-    def tell_waiting(self, claim: str | None) -> None:
-        """Write which claim the owner waits for, so that circles can be found."""
-        if self.is_mine() and self._waits_for != (claim or ""):
-            self._waits_for = claim or ""
-            self.door.write(self.fd, write_lines([("waits-for", self._waits_for)]))
+    def tell_waiting(self, claim: str) -> None:
+        """Write that the owner waits for another claim too, so that circles can be found."""
+        if self.is_mine():
+            with self._writing:
+                self._waits_for.append(claim)
+                self._write_waits()
+
+    def tell_waited(self, claim: str) -> None:
+        """Write that the owner does not wait for another claim any more."""
+        if self.is_mine():
+            with self._writing:
+                if claim in self._waits_for:
+                    self._waits_for.remove(claim)
+                    self._write_waits()
+
+    def _write_waits(self) -> None:
+        waits = "\0".join(sorted(set(self._waits_for)))
+        self._write(write_lines([("waits-for", waits)]))
 
     def tell_failure(self, error: Exception) -> None:
         """Write what went wrong, for those who sleep on the claim."""
-        self.door.write(self.fd, write_lines([("failure", describe(error))]))
+        lines = write_lines([("failure", describe(error))])
+        with self._writing:
+            self._write(lines)
+
+    def revoked(self) -> bool:
+        """Tell whether somebody removed the entry since the claim was made.
+
+        Whoever does so writes into the claim, so it is longer than what its owner wrote.  What
+        another machine wrote may be seen late, and what the owner wrote too; and where
+        exclusive creation excludes nobody, a claim may have two owners who write into it.
+        """
+        if self.door.fstat(self.fd).st_size <= self._size:
+            return False
+        return any(name == "revoked" for name, _ in read_lines(_read_all(self.door, self.fd)))
+
+    def tell(self, lines: Iterable[tuple[str, str]]) -> None:
+        """Write what the factory says, for those who look at builds."""
+        told = write_lines(lines)
+        if self.is_mine():
+            with self._writing:
+                self._write(told)
+
+    def _write(self, lines: bytes) -> None:
+        """Append lines, unless the claim is closed and its descriptor somebody else's."""
+        if not self.released:
+            self.door.write(self.fd, lines)
+            self._size += len(lines)
 
     def is_mine(self) -> bool:
         """Tell whether this process made the claim, and is not a child forked later."""
@@ -199,8 +275,9 @@ class Claim:
             if not door.open_files_block and leads_to(door, self.path, self.found):
                 door.unlink(self.path)
         finally:
-            self.released = True
-            _let_go(door, self.fd, self.locked)
+            with self._writing:
+                self.released = True
+                _let_go(door, self.fd, self.locked)
             if door.open_files_block:
                 _unlink_closed(door, self.path)
             if self.scratch_made:
@@ -264,21 +341,29 @@ def open_claim(door: Door, path: str) -> int | None:
 
 def read_record(door: Door, fd: int) -> Record | None:
     """Read a claim; `None` while it is not signed, or if it never will be."""
-    door.lseek(fd, 1, 0)
-    data = door.read(fd, _ONE_READ)
-    more = data
-    while len(more) == _ONE_READ and len(data) < _LARGEST_RECORD:
-        more = door.read(fd, _ONE_READ)
-        data += more
     try:
-        fields = dict(read_lines(data))
-        return Record(fields) if "signed" in fields else None
+        lines = read_lines(_read_all(door, fd))
+        fields = dict(lines)
+        record = Record(fields) if "signed" in fields else None
+        if record is not None and "tag" in fields:
+            record.tags = tuple(value for name, value in lines if name == "tag")
+        return record
     except (KeyError, ValueError):
         return None
 
 
+def _read_all(door: Door, fd: int) -> bytes:
+    door.lseek(fd, 1, 0)
+    data: bytes = door.read(fd, _ONE_READ)
+    more = data
+    while len(more) == _ONE_READ and len(data) < _LARGEST_RECORD:
+        more = door.read(fd, _ONE_READ)
+        data += more
+    return data
+
+
 def read_failure(door: Door, fd: int, seen: os.stat_result, record: Record) -> Exception | None:
-    """Return the error that the owner told, if it did by now.
+    """Return the error that the owner told, if it did by now and its build still counts.
 
     Parameters
     ----------
@@ -288,7 +373,7 @@ def read_failure(door: Door, fd: int, seen: os.stat_result, record: Record) -> E
     now = record
     if door.fstat(fd).st_size != seen.st_size:
         now = read_record(door, fd) or record
-    return None if now.failure is None else restore(now.failure)
+    return None if now.failure is None or now.revoked else restore(now.failure)
 
 
 def living_record(door: Door, path: str) -> Record | None:
@@ -309,6 +394,47 @@ def living_record(door: Door, path: str) -> Record | None:
         return None
     finally:
         door.close_claim(fd)
+
+
+def revoke(door: Door, path: str, wanted: Wanted | None = None) -> bool:
+    """Tell the owner of a claim that what it builds is not to be kept; `False` if none is there.
+
+    The owner looks whether it was told when what it publishes stands ready under a name that
+    has its token in it, and then makes that the entry in one step.  Telling it first and
+    then taking that name away leaves no moment in between: an owner that was not told in
+    time has published before this returns, or finds nothing to publish.
+
+    Parameters
+    ----------
+    wanted
+        Asked whether a claim is meant, by its function and tags, if not every one is.
+    """
+    try:
+        fd = door.open(path, PROBE | APPEND)
+    except (FileNotFoundError, ValueError):
+        return False
+    door.keep_from_children(fd)
+    try:
+        record = read_record(door, fd)
+        if wanted is not None and (record is None or not wanted(record.function, record.tags)):
+            return False
+        door.write(fd, b"\n" + write_lines([("revoked", "1")]))
+        record = record or read_record(door, fd)
+    finally:
+        door.close_claim(fd)
+    if record is not None:
+        scratch = f"{path}.{record.token}"
+        _take_away(door.rename, scratch + STAGED, scratch + REVOKED)
+        # A value's scratch is what is published; a path's is a folder that is still built in.
+        _take_away(door.unlink, scratch)
+    return True
+
+
+def _take_away(step: Callable[..., None], *names: str) -> None:
+    try:
+        step(*names)
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
+        return  # nothing stands ready there
 
 
 def reap(door: Door, path: str, seen: os.stat_result, *, silent: bool) -> bool:
@@ -347,9 +473,15 @@ def reap(door: Door, path: str, seen: os.stat_result, *, silent: bool) -> bool:
         return False  # where locks prove nothing somebody else may have been faster
     finally:
         _let_go(door, fd, bool(locked))
-    if record is not None:  # last, because it may be large and nobody waits for it
-        discard(door, f"{path}.{record.token}")
+    if record is not None:
+        _discard_scratch(door, path, record)
     return True
+
+
+def _discard_scratch(door: Door, path: str, record: Record) -> None:
+    """Remove what a dead owner left; last, because it may be large and nobody waits for it."""
+    for suffix in ("", STAGED, REVOKED, REPLACED):
+        discard(door, f"{path}.{record.token}{suffix}")
 
 
 def _remove_unopened(door: Door, path: str, fd: int) -> bool:
@@ -363,7 +495,7 @@ def _remove_unopened(door: Door, path: str, fd: int) -> bool:
     except (PermissionError, FileNotFoundError):
         return False
     if record is not None:
-        discard(door, f"{path}.{record.token}")
+        _discard_scratch(door, path, record)
     return True
 
 
@@ -384,7 +516,7 @@ def appearance(found: os.stat_result) -> tuple[int, int, int, int]:
 def _create(door: Door, layout: Layout, entry: str, path: str) -> int | None:
     for _ in range(_ROOM_TRIES):
         try:
-            return door.open(path, CREATE, layout.file_mode)
+            return door.open(path, CREATE | APPEND, layout.file_mode)
         except FileExistsError:
             return None
         except FileNotFoundError:
@@ -393,7 +525,7 @@ def _create(door: Door, layout: Layout, entry: str, path: str) -> int | None:
             if door.open_files_block and _exists(door, path):  # being removed
                 return None
             raise
-    return door.open(path, CREATE, layout.file_mode)
+    return door.open(path, CREATE | APPEND, layout.file_mode)
 
 
 def _exists(door: Door, path: str) -> bool:

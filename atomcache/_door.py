@@ -32,7 +32,8 @@ from time import time as wall_time
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _thread import LockType
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from typing import Any
 
 if sys.platform == "win32":
     fcntl = None
@@ -42,6 +43,7 @@ else:
 _CONTENDED = (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK)
 _O_BINARY = getattr(os, "O_BINARY", 0)
 
+_O_NOATIME = getattr(os, "O_NOATIME", 0)
 _O_NONBLOCK = getattr(os, "O_NONBLOCK", 0)  # a FIFO planted in a file's place never blocks
 
 READ = os.O_RDONLY | _O_BINARY | _O_NONBLOCK
@@ -50,6 +52,10 @@ PROBE = os.O_RDWR | _O_BINARY | _O_NONBLOCK | getattr(os, "O_NOFOLLOW", 0)
 """Flags to look at somebody's claim."""
 NOTE = os.O_WRONLY | os.O_CREAT | _O_BINARY | getattr(os, "O_NOFOLLOW", 0)
 """Flags to write a file that always has the same content, whoever writes it."""
+APPEND = os.O_APPEND
+"""Flag to write whole lines at the end of a claim, whoever else does so at the same time."""
+ADD = os.O_WRONLY | os.O_CREAT | os.O_APPEND | _O_BINARY | getattr(os, "O_NOFOLLOW", 0)
+"""Flags to add to a file that all processes add to."""
 CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | _O_BINARY | getattr(os, "O_NOFOLLOW", 0)  # mode 'x'
 """Flags of exclusive creation, the primitive lock of the whole protocol."""
 
@@ -71,6 +77,9 @@ class Door:
     open_files_block = sys.platform == "win32"
     """Whether a file that somebody has open can't be removed or replaced."""
 
+    upkeep = True
+    """Whether uses are recorded and limits are kept; the simulator's histories do without."""
+
     open = staticmethod(os.open)
     close = staticmethod(os.close)
     read = staticmethod(os.read)
@@ -83,6 +92,7 @@ class Door:
     unlink = staticmethod(os.unlink)
     mkdir = staticmethod(os.mkdir)
     listdir = staticmethod(os.listdir)
+    truncate = staticmethod(os.truncate)
     lseek = staticmethod(os.lseek)
     fsync = staticmethod(os.fsync)
     utime = staticmethod(os.utime)
@@ -96,6 +106,19 @@ class Door:
     def __init__(self) -> None:
         self._host: str | None = None
         self._boot: str | None = None
+
+    def open_unnoticed(self, path: str) -> int:
+        """Open a file to look at it, so that looking is not taken for a use."""
+        if _O_NOATIME:
+            try:
+                return os.open(path, READ | _O_NOATIME)
+            except PermissionError:  # another user's
+                pass
+        return os.open(path, READ)
+
+    def scandir(self, path: str) -> Any:
+        """Look into a folder without reading all of it at once."""
+        return os.scandir(path)
 
     # -- whole files ---------------------------------------------------------------
 
@@ -132,6 +155,31 @@ class Door:
             else:
                 return
 
+    def move(self, source: str, target: str) -> None:
+        """Move a file or folder, also to another filesystem."""
+        import shutil
+
+        shutil.move(source, target)
+
+    def temporary_folder(self) -> str:
+        """Make a folder that is removed when the process ends."""
+        import atexit
+        import tempfile
+
+        folder = tempfile.mkdtemp(prefix="atomcache-")
+        maker = os.getpid()
+
+        def remove() -> None:
+            if os.getpid() == maker:  # not in a forked child
+                self.remove_tree(folder)
+
+        multiprocessing = sys.modules.get("multiprocessing.util")
+        if multiprocessing is None:
+            atexit.register(remove)
+        else:  # its children end without atexit
+            multiprocessing.Finalize(None, remove, exitpriority=0)
+        return folder
+
     def sync_tree(self, path: str) -> None:
         """Force a file, or a folder and all in it, onto the disk."""
         for each in _walk(path):
@@ -141,6 +189,16 @@ class Door:
         """Force a folder's list of names onto the disk, where folders can be synced."""
         if sys.platform != "win32":
             _sync(path)
+
+    def exchange(self, one: str, other: str) -> None:
+        """Let two names in one filesystem change places, in one step.
+
+        Linux's `renameat2` and macOS's `renamex_np`, which Python does not offer.  `OSError`
+        with ``ENOSYS``, ``ENOTSUP`` or ``EINVAL`` where system or filesystem can't.
+        """
+        from . import _exchange
+
+        _exchange.exchange(one, other)
 
     # -- locks -----------------------------------------------------------------------
 
@@ -180,6 +238,23 @@ class Door:
             fcntl.flock(fd, fcntl.LOCK_UN)
             return True
 
+    def waiting_for_locks(self) -> dict[int, set[int]] | None:
+        """Return which processes sleep on locks of each inode number, where the system tells.
+
+        The table changes while it is read, so a line may come twice: hence processes.
+        """
+        try:
+            with open("/proc/locks", encoding="ascii") as table:
+                rows = [line.split() for line in table]
+        except OSError:
+            return None
+        sleeping: dict[int, set[int]] = {}
+        for row in rows:
+            if len(row) > 6 and row[1] == "->" and row[2] == "FLOCK":
+                inode = int(row[6].rpartition(":")[2])
+                sleeping.setdefault(inode, set()).add(int(row[5]))
+        return sleeping
+
     def unlock(self, fd: int) -> None:
         """Let go of a lock now, even if a forked child still has the file open."""
         if fcntl is None:
@@ -211,6 +286,16 @@ class Door:
         from . import _heartbeat
 
         _heartbeat.stop(fd)
+
+    def start_thread(self, function: Callable[[], None], *, daemon: bool = False) -> None:
+        """Run `function` in a thread; a process waits for it before it ends, unless `daemon`."""
+        from threading import Thread
+
+        Thread(target=function, name="atomcache", daemon=daemon).start()
+
+    def random(self) -> float:
+        """Return a number from 0 to 1."""
+        return int.from_bytes(os.urandom(4), "little") / 2**32
 
     def host(self) -> str:
         """Name of this machine, for people to read."""

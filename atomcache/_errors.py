@@ -18,6 +18,9 @@ class AtomcacheError(Exception):
 class BuildTimeout(AtomcacheError, TimeoutError):
     """Somebody else was still building when ``timeout`` seconds had passed."""
 
+    entry: str | None = None
+    """Path of the entry that was waited for."""
+
 
 class CircularBuildError(AtomcacheError, RuntimeError):
     """A factory waits, directly or through other builders, for its own result."""
@@ -44,6 +47,17 @@ class CodecError(AtomcacheError, TypeError):
     """A value that the codec can't store so that it comes back equal, in type too."""
 
 
+class NoBuildError(AtomcacheError, RuntimeError):
+    """`current_build` was called where no factory runs."""
+
+
+class MissingEntryError(AtomcacheError, KeyError):
+    """An entry was to be held that is not there."""
+
+    def __str__(self) -> str:
+        return Exception.__str__(self)  # KeyError shows its message in quotes
+
+
 class KeyTypeError(AtomcacheError, TypeError):
     """A key that is not plain data, so that no stable digest of it exists."""
 
@@ -66,3 +80,41 @@ class LayoutError(AtomcacheError, RuntimeError):
 
 class UnsafeDirectoryError(AtomcacheError, PermissionError):
     """Pickles were asked for from a place that somebody else could have written."""
+
+
+class InputError(AtomcacheError, OSError):
+    """An input file can't be read, or keeps changing while it is used."""
+
+
+class MissingInputError(InputError, FileNotFoundError):
+    """An input file is not there, or a pattern of inputs matches nothing."""
+
+
+class DontStore(AtomcacheError):
+    """Raised by a factory, to return a value to those who ask without storing it.
+
+    Callers in this process who wait for the same build get it too; those of other processes
+    build themselves.  For a path, whatever was made at the target is returned, from a
+    temporary folder that is removed when the process ends.
+
+    Parameters
+    ----------
+    value : object
+        What the call returns.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from atomcache import Cache
+    >>> cache = Cache(tempfile.mkdtemp())
+    >>> def look_up():
+    ...     raise DontStore("not known yet")
+    >>> cache.get_or_create("capital", look_up)
+    'not known yet'
+    >>> "capital" in cache
+    False
+    """
+
+    def __init__(self, value: object = None) -> None:
+        super().__init__("a factory asked for its value not to be stored")
+        self.value = value

@@ -5,7 +5,8 @@ claims, builds or waits for another process.  The others follow: they sleep with
 file or a lock of the system, and learn the outcome from the leader.  A process thus
 has at most one claim per entry, and a hundred threads cost the machine one wait.
 
-Who calls it: the protocol.  What may go wrong: a leader that gives up (its timeout, a
+Who calls it: the protocol; for the tasks of event loops, which follow in the same way without
+a thread that sleeps, `_tasks`.  What may go wrong: a leader that gives up (its timeout, a
 `KeyboardInterrupt`) leaves no outcome; one of the followers then leads.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _thread import LockType
+    from collections.abc import Callable
     from typing import Any
 
     from ._door import Door
@@ -30,16 +32,24 @@ class Outcome:
         What the factory or the storage raised, if that is how it ended.
     stored
         Whether the result can be read from the cache.
+    alone
+        Whether it is for the caller who built it only, because the entry was removed meanwhile.
     """
 
-    __slots__ = ("error", "stored", "value")
+    __slots__ = ("alone", "error", "stored", "value")
 
     def __init__(
-        self, value: Any = None, *, error: Exception | None = None, stored: bool = True
+        self,
+        value: Any = None,
+        *,
+        error: Exception | None = None,
+        stored: bool = True,
+        alone: bool = False,
     ) -> None:
         self.value = value
         self.error = error
         self.stored = stored
+        self.alone = alone
 
     def result(self) -> Any:
         """Return the value or raise the error."""
@@ -48,15 +58,28 @@ class Outcome:
         return self.value
 
 
+class GivenUp(BaseException):
+    """A build ends without a result and without a failure, and somebody else may build.
+
+    No `Exception`, because it is not the factory's failure and nobody is told of it.
+    """
+
+
+LOOK = Outcome()
+"""The outcome of a follower that has to look for itself."""
+
+
 class Flight:
     """One attempt under way in this process."""
 
-    __slots__ = ("landed", "outcome")
+    __slots__ = ("bells", "landed", "outcome", "over")
 
     def __init__(self, landed: LockType) -> None:
         self.landed = landed
         self.landed.acquire()
         self.outcome: Outcome | None = None
+        self.bells: list[Callable[[], None]] = []
+        self.over = False
 
     def wait(self, timeout: float | None) -> bool:
         """Sleep until the leader is done; `False` if `timeout` seconds passed first."""
@@ -90,7 +113,33 @@ class Flights:
         with self._lock:
             if self._flights.get(entry) is flight:
                 del self._flights[entry]
+            bells, flight.bells = flight.bells, []
+            flight.over = True
         flight.landed.release()
+        for ring in bells:
+            ring()
+
+    def detach(self, entry: str | None = None) -> None:
+        """Have later callers start a flight of their own; of every entry, if none is given."""
+        with self._lock:
+            if entry is None:
+                self._flights.clear()
+            else:
+                self._flights.pop(entry, None)
+
+    def when_landed(self, flight: Flight, ring: Callable[[], None]) -> None:
+        """Have `ring` called, in whatever thread, once the flight has ended; or at once."""
+        with self._lock:
+            if not flight.over:
+                flight.bells.append(ring)
+                return
+        ring()
+
+    def forget_bell(self, flight: Flight, ring: Callable[[], None]) -> None:
+        """Take back what was given to `when_landed`, for who will not wait any longer."""
+        with self._lock:
+            if ring in flight.bells:
+                flight.bells.remove(ring)
 
     def forget(self) -> None:
         """Start afresh in a forked child, where the leaders did not come along."""

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         head_sum: int
         digest: bytes
         form: int
+        flags: int
         buffers: int
         meta_size: int
         codec: bytes
@@ -55,18 +56,24 @@ if TYPE_CHECKING:
 else:
     Header = namedtuple(
         "Header",
-        "magic head_sum digest form buffers meta_size codec created expires took "
+        "magic head_sum digest form flags buffers meta_size codec created expires took "
         "payload_size payload_sum seal",
     )
 
 MAGIC = b"\x89atomc1\n"
 """A byte that is not text, the name, the format's version, a newline that must survive."""
 
-_HEAD = struct.Struct(f"<8sQ20sHxxII{NAME_SIZE}sdddQQ32s")
+_HEAD = struct.Struct(f"<8sQ20sHHII{NAME_SIZE}sdddQQ32s")
 _ROW = struct.Struct("<QQQ")
 SIZE = _HEAD.size
 _SUMMED_FROM = 16
 """Where `head_sum` begins: after the magic and itself."""
+
+HAS_INPUTS = 1
+"""Flag of an entry that holds for as long as files named in its meta stay as they were."""
+
+OWN_AGE = 2
+"""Flag of an entry whose factory said how long it holds, whatever its readers' options say."""
 
 SEAL_SIZE = 32
 
@@ -97,8 +104,14 @@ def parse(data: Buffer) -> Header:
 
 def head_size(data: Buffer) -> int:
     """Return how many bytes come before the payload, by a header not yet verified."""
-    header = Header._make(_HEAD.unpack_from(data))
-    return payload_start(header)
+    return payload_start(glance(data))
+
+
+def glance(data: Buffer) -> Header:
+    """Return the fixed part of a header, not verified."""
+    if len(data) < SIZE:
+        raise Damaged(f"it has {len(data)} bytes, fewer than a header")
+    return Header._make(_HEAD.unpack_from(data))
 
 
 def payload_start(header: Header) -> int:
@@ -108,10 +121,13 @@ def payload_start(header: Header) -> int:
 
 def read_meta(data: Buffer, header: Header) -> dict[str, Any]:
     """Return the meta of a file whose header was parsed from `data`."""
-    meta: dict[str, Any] = {"tags": []}
+    meta: dict[str, Any] = {"tags": [], "inputs": {}}
     for name, value in read_lines(bytes(data[SIZE : SIZE + header.meta_size])):
         if name == "tag":
             meta["tags"].append(value)
+        elif name == "input":
+            checksum, _, file = value.partition(" ")
+            meta["inputs"][file] = bytes.fromhex(checksum)
         else:
             meta[name] = value
     return meta
@@ -133,6 +149,7 @@ def assemble(
     digest: bytes,
     codec: bytes,
     form: int,
+    flags: int = 0,
     created: float,
     expires: float,
     took: float,
@@ -162,6 +179,7 @@ def assemble(
         head_sum=0,
         digest=digest,
         form=form,
+        flags=flags,
         buffers=len(buffers),
         meta_size=len(told),
         codec=codec,

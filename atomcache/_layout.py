@@ -8,6 +8,11 @@
       v1/ab/abcdef.../report.pdf        a path, with its meta beside it
       v1/ab/abcdef....temp              the claim of whoever is building
       v1/ab/abcdef....temp.<token>      a builder's scratch, or what was moved out of the way
+      v1/ab/abcdef....held              those who hold a path have it locked
+      v1/ab/abcdef....failed            its time: when rebuilding a stale entry failed
+      v1/inputs/abcdef...               hashes of input files, remembered
+      v1/stats/<process>                what each process counted
+      v1/upkeep/                        how full it is, when it was cleaned, and who is at it
 
 Everything of one key stands in one folder, so that every rename is atomic.
 
@@ -32,8 +37,17 @@ if TYPE_CHECKING:
 
 VERSION = "v1"
 
+META = ".atomcache"
+"""Name of the meta file in a path entry's folder; no built thing may be called so."""
+
 CLAIM = ".temp"
 """What a claim's name adds to its entry's."""
+
+FAILURE = ".failed"
+"""What the mark of a failed rebuild adds to its entry's name."""
+
+HELD = ".held"
+"""What the file of those who hold an entry adds to its name."""
 
 _NAME_LENGTH = 2 * DIGEST_SIZE
 _HEXADECIMAL = frozenset("0123456789abcdef")
@@ -64,6 +78,8 @@ class Layout:
         self.door = door
         self.directory = directory
         self.root = os.path.join(directory, VERSION)
+        self.inputs = os.path.join(self.root, "inputs")
+        self.upkeep = os.path.join(self.root, "upkeep")
         self.shared = shared
         self.folder_mode = 0o777 if shared else 0o700
         self.file_mode = 0o666 if shared else 0o600
@@ -73,6 +89,10 @@ class Layout:
         """Return the path of the entry with this digest."""
         name = digest.hex()
         return f"{self._prefix}{name[:2]}{os.sep}{name}"
+
+    def new_scratch(self, entry: str) -> str:
+        """Return a name that nobody else uses, for what is made for or done with an entry."""
+        return f"{entry}{CLAIM}.{self.door.urandom(8).hex()}"
 
     def make_room(self, entry: str) -> None:
         """Make the folder that `entry` stands in, and the cache around it if need be."""
@@ -122,15 +142,30 @@ class Layout:
             finally:
                 self.door.close(fd)
 
-    def shards(self) -> Iterator[str]:
-        """Yield the folders that entries stand in."""
+    def shards(self, *, inputs: bool = False) -> Iterator[str]:
+        """Yield the folders that entries stand in; and that of input hashes, if asked for."""
         try:
             names = self.door.listdir(self.root)
         except FileNotFoundError:
             return
         for name in sorted(names):
-            if len(name) == 2:
+            if len(name) == 2 or (inputs and name == "inputs"):
                 yield os.path.join(self.root, name)
+
+
+def failure_mark(entry: str) -> str:
+    """Return the path of the file whose time tells when rebuilding an entry failed."""
+    return entry + FAILURE
+
+
+def is_failure_mark(name: str) -> bool:
+    """Tell whether a file name is that of a failure mark."""
+    return name.endswith(FAILURE) and is_entry(name[: -len(FAILURE)])
+
+
+def is_hold(name: str) -> bool:
+    """Tell whether a file name is that of a hold."""
+    return name.endswith(HELD) and is_entry(name[: -len(HELD)])
 
 
 def is_entry(name: str) -> bool:

@@ -15,12 +15,21 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ._claim import LEASE, NEWBORN_GRACE, appearance, open_claim, read_record, reap
-from ._door import CREATE, READ
+from ._claim import (
+    LEASE,
+    NEWBORN_GRACE,
+    appearance,
+    living_record,
+    open_claim,
+    read_record,
+    reap,
+    revoke,
+)
+from ._door import CREATE
 from ._header import NEVER, SIZE, Damaged, head_size, parse, read_meta
-from ._layout import is_claim, is_entry, split_scratch
+from ._hold import is_held, remove_stale
+from ._layout import CLAIM, META, is_claim, is_entry, is_failure_mark, is_hold, split_scratch
 from ._log import logger
-from ._path import META
 from ._publish import discard, remove
 
 if TYPE_CHECKING:
@@ -28,9 +37,14 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any, Literal
 
+    from ._claim import Wanted
     from ._door import Door
+    from ._header import Header
     from ._layout import Layout
+    from ._protocol import Protocol
 
+
+_LONGEST_RETRY = 86_400.0
 
 SILENT_LEASES = 10
 """Leases without a heartbeat after which a sweep takes an owner for dead that can't be
@@ -63,6 +77,10 @@ class EntryInfo:
         What a value was stored with; empty for a path.
     tags
         As given when it was built.
+    function
+        Module and qualified name of the decorated function that made it, or empty.
+    last_used
+        When it was used last, in seconds since the epoch, to the hour.
     """
 
     key: str
@@ -74,6 +92,79 @@ class EntryInfo:
     build_seconds: float
     codec: str
     tags: tuple[str, ...]
+    function: str = ""
+    last_used: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class BuildInfo:
+    """What is known of a build that is under way.
+
+    Attributes
+    ----------
+    key
+        The key as given, as in `EntryInfo`.
+    kind
+        ``"value"`` or ``"path"``.
+    pid, host
+        The process that builds, and the machine that it runs on.
+    started
+        When it began, in seconds since the epoch.
+    done, total, note
+        How far it is, if the factory reports that by `Build.progress`.
+    waiting
+        How many processes wait for it on this machine; `None` where the system does not tell.
+    tags, function
+        As in `EntryInfo`.
+    """
+
+    key: str
+    kind: str
+    pid: int
+    host: str
+    started: float
+    done: float | None
+    total: float | None
+    note: str
+    waiting: int | None
+    tags: tuple[str, ...]
+    function: str
+
+
+def builds(layout: Layout) -> Iterator[BuildInfo]:
+    """Yield what is being built at the moment."""
+    waiting = layout.door.waiting_for_locks()
+    for path in _paths(layout, is_claim):
+        record = living_record(layout.door, path)
+        if record is None:
+            continue
+        try:
+            inode = layout.door.lstat(path).st_ino
+        except FileNotFoundError:
+            continue
+        done, total, note = _progress(record.progress)
+        yield BuildInfo(
+            key=record.key,
+            kind=record.kind,
+            pid=record.pid,
+            host=record.host,
+            started=record.started,
+            done=done,
+            total=total,
+            note=note,
+            waiting=None if waiting is None else len(waiting.get(inode, ())),
+            tags=record.tags,
+            function=record.function,
+        )
+
+
+def _progress(told: str) -> tuple[float | None, float | None, str]:
+    done, _, rest = told.partition(" ")
+    total, _, note = rest.partition(" ")
+    try:
+        return float(done) if done else None, float(total) if total else None, note
+    except ValueError:
+        return None, None, ""
 
 
 def scan(layout: Layout) -> Iterator[EntryInfo]:
@@ -87,9 +178,33 @@ def scan(layout: Layout) -> Iterator[EntryInfo]:
             logger().warning("a damaged entry is not listed: %s: %s", path, why)
 
 
-def clear(layout: Layout, new_scratch: Callable[[str], str]) -> int:
-    """Remove all entries; return how many."""
-    return sum(remove(layout.door, path, new_scratch(path)) for path in _paths(layout, is_entry))
+def clear(protocol: Protocol) -> int:
+    """Remove all entries, and what is remembered of inputs; return how many entries."""
+    layout = protocol.layout
+    protocol.flights.detach()
+    discard(layout.door, layout.inputs)
+    for path in _paths(layout, is_claim):
+        revoke(layout.door, path)
+    return sum(
+        remove(layout.door, path, layout.new_scratch(path)) for path in _paths(layout, is_entry)
+    )
+
+
+def remove_where(protocol: Protocol, wanted: Wanted) -> int:
+    """Remove all entries that carry what is wanted, built and being built; return how many."""
+    layout = protocol.layout
+    protocol.flights.detach()
+    for path in _paths(layout, is_claim):
+        revoke(layout.door, path, wanted)
+    removed = 0
+    for path in _paths(layout, is_entry):
+        try:
+            meta = _read_head(layout.door, path)[1]
+        except (FileNotFoundError, NotADirectoryError, Damaged, ValueError):
+            continue  # gone, or damaged and thus never an answer
+        if wanted(meta.get("function", ""), meta["tags"]):
+            removed += remove(layout.door, path, layout.new_scratch(path))
+    return removed
 
 
 def sweep(layout: Layout) -> int:
@@ -159,11 +274,25 @@ class _Sweep:
             discard(self.door, probe)
 
     def scratch(self) -> None:
-        for path in _paths(self.layout, lambda name: split_scratch(name) is not None):
-            self.attempt(_remove_orphan, path)
+        for path in _paths(self.layout, lambda name: split_scratch(name) is not None, inputs=True):
+            self.attempt(_remove_orphan, path, self.layout)
+        for path in _paths(self.layout, is_hold):
+            self.attempt(remove_stale, path, self.layout)
+        for path in _paths(self.layout, is_failure_mark):
+            self.attempt(_remove_old_mark, path)
 
 
-def _remove_orphan(door: Door, path: str) -> bool:
+def _remove_old_mark(door: Door, path: str) -> bool:
+    """Remove the mark of a failure that nobody minds any more."""
+    try:
+        if abs(door.time() - door.stat(path).st_mtime) > _LONGEST_RETRY:
+            door.unlink(path)
+    except FileNotFoundError:
+        return False
+    return False  # nothing that a dead builder left
+
+
+def _remove_orphan(door: Door, path: str, layout: Layout) -> bool:
     """Remove a scratch unless the claim that goes with it is still there.
 
     A scratch is made after its claim, and this is called after the scratch was seen, so a
@@ -181,6 +310,8 @@ def _remove_orphan(door: Door, path: str) -> bool:
             door.close_claim(fd)
         if record is None or token.startswith(record.token):
             return False
+    if is_held(layout, os.path.join(folder, claim[: -len(CLAIM)])):
+        return False
     door.remove_tree(path)
     return True
 
@@ -196,8 +327,10 @@ def _look_at_claim(door: Door, path: str) -> tuple[os.stat_result | None, bool]:
         door.close_claim(fd)
 
 
-def _paths(layout: Layout, wanted: Callable[[str], bool]) -> Iterator[str]:
-    for shard in layout.shards():
+def _paths(
+    layout: Layout, wanted: Callable[[str], bool], *, inputs: bool = False
+) -> Iterator[str]:
+    for shard in layout.shards(inputs=inputs):
         try:
             names = layout.door.listdir(shard)
         except (FileNotFoundError, NotADirectoryError):
@@ -210,35 +343,38 @@ def _paths(layout: Layout, wanted: Callable[[str], bool]) -> Iterator[str]:
 def _inspect(door: Door, path: str) -> EntryInfo:
     from pathlib import Path
 
-    is_folder = stat.S_ISDIR(door.lstat(path).st_mode)
-    fd = door.open(os.path.join(path, META) if is_folder else path, READ)
-    try:
-        size = door.fstat(fd).st_size
-        head = door.read(fd, SIZE)
-        if len(head) < SIZE:
-            raise Damaged("it is shorter than a header")
-        head += door.read(fd, min(head_size(head), size) - SIZE)
-    finally:
-        door.close(fd)
-    header = parse(head)
-    meta: dict[str, Any] = read_meta(head, header)
-    name = str(meta["name"]) if is_folder else ""
+    header, meta, found = _read_head(door, path)
+    size, used = found.st_size, found.st_atime
+    name = meta.get("name")
     return EntryInfo(
         key=str(meta["key"]),
-        kind="path" if is_folder else "value",
-        path=Path(path, name),
-        size=_size(Path(path)) if is_folder else size,
+        kind="value" if name is None else "path",
+        path=Path(path, name or ""),
+        size=size if name is None else int(meta.get("bytes", 0)),
         created=header.created,
         expires=None if header.expires == NEVER else header.expires,
         build_seconds=header.took,
-        codec="" if is_folder else header.codec.rstrip(b"\0").decode("ascii", "replace"),
+        codec="" if name is not None else header.codec.rstrip(b"\0").decode("ascii", "replace"),
         tags=tuple(meta["tags"]),
+        function=meta.get("function", ""),
+        last_used=used,
     )
 
 
-def _size(path: Path) -> int:
-    """Return how many bytes a file, or a folder with all that is in it, takes."""
-    found = os.lstat(path)
-    if not stat.S_ISDIR(found.st_mode):
-        return found.st_size
-    return sum(_size(each) for each in path.iterdir())
+def _read_head(door: Door, path: str) -> tuple[Header, dict[str, Any], os.stat_result]:
+    """Return an entry's header and meta, and what the file that they stand in is like."""
+    is_folder = stat.S_ISDIR(door.lstat(path).st_mode)
+    fd = door.open_unnoticed(os.path.join(path, META) if is_folder else path)
+    try:
+        found = door.fstat(fd)
+        head = door.read(fd, SIZE)
+        if len(head) < SIZE:
+            raise Damaged("it is shorter than a header")
+        head += door.read(fd, min(head_size(head), found.st_size) - SIZE)
+    finally:
+        door.close(fd)
+    header = parse(head)
+    meta = read_meta(head, header)
+    if is_folder != ("name" in meta):
+        raise Damaged("it is not of the kind that its header says")
+    return header, meta, found

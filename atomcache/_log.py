@@ -12,8 +12,10 @@ if TYPE_CHECKING:
 
 
 class _Mute:
-    def warning(self, message: str, *args: object) -> None:
+    def warning(self, message: str, *args: object, exc_info: bool = False) -> None:
         """Say nothing."""
+
+    info = error = warning
 
 
 def logger() -> Logger | _Mute:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ._codecs import AnyCodec
+    from ._header import Header
 
 _DEEPEST = 10
 _COST_OF_ENTRY = 500
@@ -43,19 +44,17 @@ class MemoryTier:
         self.size = 0
         self._lock = allocate_lock()
         self._pid = os.getpid()
-        self._kept: dict[str, tuple[tuple[int, ...], AnyCodec, Any, int, float, float]] = {}
+        self._kept: dict[str, tuple[tuple[int, ...], AnyCodec, Any, int, Header]] = {}
 
-    def get(
-        self, path: str, found: os.stat_result, codec: AnyCodec
-    ) -> tuple[Any, float, float] | None:
-        """Return value, time of creation and expiry, if what is kept is still what is there."""
+    def get(self, path: str, found: os.stat_result, codec: AnyCodec) -> tuple[Any, Header] | None:
+        """Return value and header, if what is kept is still what is there."""
         kept = self._kept.get(path)
         if kept is None or kept[0] != _version(found) or kept[1] is not codec:
             return None
         with self._own_lock():
             if self._kept.pop(path, None) is not None:
                 self._kept[path] = kept  # now the youngest: dicts keep the order of insertion
-        return kept[2], kept[4], kept[5]
+        return kept[2], kept[4]
 
     def put(
         self,
@@ -63,8 +62,7 @@ class MemoryTier:
         found: os.stat_result,
         codec: AnyCodec,
         value: Any,
-        created: float,
-        expires: float,
+        header: Header,
     ) -> None:
         """Keep a value that was read from the file that `found` describes."""
         cost = found.st_size + _COST_OF_ENTRY
@@ -72,7 +70,7 @@ class MemoryTier:
             return
         with self._own_lock():
             self._drop(path)
-            self._kept[path] = (_version(found), codec, value, cost, created, expires)
+            self._kept[path] = (_version(found), codec, value, cost, header)
             self.size += cost
             while self.size > self.limit:
                 self._drop(next(iter(self._kept)))

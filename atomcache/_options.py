@@ -10,6 +10,7 @@ Who calls it: `Cache`.  What may go wrong: `OptionError`, at the call, not later
 from __future__ import annotations
 
 import math
+import os
 
 from ._errors import OptionError
 from ._keys import describe
@@ -18,21 +19,35 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from datetime import timedelta
-    from typing import Any, Literal, TypedDict
+    from typing import Any, Literal, TypeAlias, TypedDict
 
     from ._codecs import AnyCodec
     from ._own_codec import Codec
 
-    class CallOptions(TypedDict, total=False):
-        """Keyword options of a single call; see `Options` for what each means."""
+    Inputs: TypeAlias = Iterable[str | os.PathLike[str]]
 
-        max_age: float | timedelta | None
-        timeout: float | timedelta | None
+    class _Shared(TypedDict, total=False):
+        max_age: float | timedelta | str | None
+        stale_for: float | timedelta | str | None
+        stale_on_error: float | timedelta | str | None
+        retry_after: float | timedelta | str
+        jitter: float | timedelta | str | None
+        timeout: float | timedelta | str | None
         on_error: Literal["raise", "retry"]
         on_store_error: Literal["raise", "bypass"]
         codec: str | Codec
         durable: bool
         tags: Iterable[str]
+
+    class CallOptions(_Shared, total=False):
+        """Keyword options of a single call; see `Options` for what each means."""
+
+        inputs: Inputs
+
+    class DecoratorOptions(_Shared, total=False):
+        """Keyword options of a decorator; see `Options` for what each means."""
+
+        inputs: Inputs | Callable[..., Inputs]
 
 
 class Options:
@@ -40,12 +55,26 @@ class Options:
 
     Parameters
     ----------
-    max_age : float or timedelta, optional
-        Seconds after which an entry is built anew.  `None`, the default: never.
+    max_age : float, timedelta or str, optional
+        Seconds after which an entry is built anew, or text such as ``"10m"`` (units s, m, h,
+        d, w).  `None`, the default: never.  Other lengths of time are given alike.
+    stale_for : float, timedelta or str, optional
+        For so long after an entry's end those who ask get the old value at once, while a
+        thread of one process builds it anew.
+    stale_on_error : float, timedelta or str, optional
+        For so long after an entry's end those who ask get the old value if building it anew
+        fails.
+    retry_after : float, timedelta or str
+        Seconds between two failing attempts to replace an old value, of all processes
+        together.  10 by default, at most a day.
+    jitter : float, timedelta or str, optional
+        An entry expires earlier by a random part of this, so that entries that are made
+        together don't expire together.
     timeout : float or timedelta, optional
         Seconds to wait for somebody else's build before `BuildTimeout` is raised; 0
         does not wait at all.  `None`, the default: as long as the builder lives.  A
-        caller that comes to build itself is not limited.
+        caller that comes to build itself is not limited.  If there is an old value, that is
+        returned instead, whatever its age.
     on_error : {"raise", "retry"}
         What those who wait do when the build fails: ``"raise"`` the same error, or
         ``"retry"``, one after another.
@@ -59,18 +88,48 @@ class Options:
         Whether a path entry is forced onto the disk before it is published.
     tags : iterable of str
         Labels that are stored with the entry.
+    inputs : iterable of str or os.PathLike
+        Files, folders and patterns such as ``"data/**/*.csv"`` whose names and content are
+        part of the key, so that an entry is built anew when they change.  Relative ones are
+        taken from the current folder.  A pattern that matches nothing is an error.
     """
 
-    __slots__ = ("codec", "durable", "max_age", "on_error", "on_store_error", "tags", "timeout")
+    __slots__ = (
+        "codec",
+        "durable",
+        "inputs",
+        "jitter",
+        "max_age",
+        "on_error",
+        "on_store_error",
+        "retry_after",
+        "stale_for",
+        "stale_on_error",
+        "tags",
+        "timeout",
+    )
 
     def __init__(self, codec: AnyCodec) -> None:
         self.max_age: float | None = None
+        self.stale_for: float | None = None
+        self.stale_on_error: float | None = None
+        self.retry_after = 10.0
+        self.jitter: float | None = None
         self.timeout: float | None = None
         self.on_error = "raise"
         self.on_store_error = "raise"
         self.codec = codec
         self.durable = True
         self.tags: tuple[str, ...] = ()
+        self.inputs: tuple[str, ...] = ()
+
+    def without_waiting(self) -> Options:
+        """Return a copy for who builds only if nobody else does."""
+        copy = Options(self.codec)
+        for name in self.__slots__:
+            setattr(copy, name, getattr(self, name))
+        copy.timeout = 0.0
+        return copy
 
     def changed(
         self, changes: Mapping[str, Any], find_codec: Callable[[object], AnyCodec]
@@ -87,6 +146,11 @@ class Options:
             else:
                 known = ", ".join(sorted(self.__slots__))
                 raise OptionError(f"there is no option {name!r}; the options are {known}")
+        if copy.jitter and copy.max_age is not None and copy.jitter > copy.max_age:
+            raise OptionError(
+                f"jitter ({copy.jitter} s) must not be longer than max_age ({copy.max_age} s), "
+                "or entries would expire as they are made"
+            )
         return copy
 
 
@@ -100,9 +164,12 @@ def seconds(name: str, value: object) -> float | None:
     if value is None:
         return None
     length = value.total_seconds() if hasattr(value, "total_seconds") else value
+    if isinstance(value, str):
+        length = _parse_seconds(name, value)
     if isinstance(length, bool) or not isinstance(length, int | float):
         raise OptionError(
-            f"{name} must be a number of seconds, a timedelta or None, not {describe(value)}"
+            f"{name} must be a number of seconds, text such as '10m', a timedelta or None, not "
+            f"{describe(value)}"
         )
     try:
         length = float(length)
@@ -111,6 +178,37 @@ def seconds(name: str, value: object) -> float | None:
     if math.isnan(length) or length < 0:
         raise OptionError(f"{name} must not be negative, but it is {describe(value)}")
     return None if length > _FOREVER else length
+
+
+_TIME_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+
+
+def _parse_seconds(name: str, text: str) -> float:
+    """Return the seconds of ``"90s"``, ``"1.5h"`` or ``"1h30m"``."""
+    total = 0.0
+    number = ""
+    try:
+        for letter in text.lower().replace(" ", ""):
+            if letter in "0123456789.":
+                number += letter
+            else:
+                total += float(number) * _TIME_UNITS[letter]
+                number = ""
+    except (KeyError, ValueError):
+        number = text
+    if number or not text.strip():
+        raise OptionError(
+            f"{name} must be a length of time such as '90s', '10m', '1h30m' or '30d', not "
+            f"{describe(text)}"
+        )
+    return total
+
+
+def _retry_after(name: str, value: object) -> float:
+    length = seconds(name, value)
+    if length is None or length > 86_400:
+        raise OptionError(f"{name} must be at most a day, not {describe(value)}")
+    return length
 
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -138,6 +236,15 @@ def size(name: str, value: object) -> int | None:
             f"or None, not {describe(value)}"
         )
     return int(number)
+
+
+def number(name: str, value: object) -> int | None:
+    """Check a number of things; `None` stays `None`."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise OptionError(f"{name} must be a positive whole number or None, not {describe(value)}")
+    return value
 
 
 def _one_of(*choices: str) -> Callable[[str, object], str]:
@@ -169,11 +276,33 @@ def _tags(name: str, value: Any) -> tuple[str, ...]:
     return tags
 
 
+def paths(name: str, value: Any) -> tuple[str, ...]:
+    """Check several paths and return them as text."""
+    if callable(value):
+        raise OptionError(
+            f"{name} can be a function on a decorator only: it is called with the arguments"
+        )
+    if isinstance(value, str | bytes | os.PathLike) or not hasattr(value, "__iter__"):
+        raise OptionError(
+            f"{name} must be several paths, as a list or tuple, not {describe(value)}"
+        )
+    found = tuple(os.fspath(each) if isinstance(each, os.PathLike) else each for each in value)
+    for path in found:
+        if not isinstance(path, str) or not path or "\0" in path:
+            raise OptionError(f"each of {name} must be the path of a file, not {describe(path)}")
+    return found
+
+
 _CHECKS: dict[str, Callable[[str, Any], object]] = {
     "max_age": seconds,
+    "stale_for": seconds,
+    "stale_on_error": seconds,
+    "retry_after": _retry_after,
+    "jitter": seconds,
     "timeout": seconds,
     "on_error": _one_of("raise", "retry"),
     "on_store_error": _one_of("raise", "bypass"),
     "durable": _flag,
     "tags": _tags,
+    "inputs": paths,
 }

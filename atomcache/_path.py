@@ -20,12 +20,25 @@ import os
 import stat
 
 from ._door import CREATE, READ
-from ._errors import BuilderError, EntryNameError
-from ._header import NEVER, Damaged, assemble, parse, read_meta
-from ._keys import describe
+from ._entry import Entry
+from ._errors import BuilderError, DontStore, EntryNameError
+from ._freshness import USUAL, Want, expiry, flags_of, fresh, holds, said
+from ._header import HAS_INPUTS, NEVER, Damaged, assemble, parse, read_meta
+from ._hold import is_held
+from ._keys import describe, describe_entry
+from ._layout import META
 from ._log import logger
-from ._publish import MISS, Identity, discard, identify, install_folder
-from ._value import fresh
+from ._publish import (
+    MISS,
+    REPLACED,
+    REVOKED,
+    STAGED,
+    Identity,
+    Revoked,
+    discard,
+    identify,
+    install_folder,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,13 +46,14 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
+    from ._build import Build
     from ._door import Door
     from ._header import Header
     from ._layout import Layout
     from ._options import Options
 
-META = ".atomcache"
-"""Name of the meta file in an entry's folder; no built thing may be called so."""
+_LOOK_INSIDE = 86_400.0
+"""Modification time of a meta that says more than its expiry."""
 
 _CODEC = b"path".ljust(24, b"\0")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -83,26 +97,36 @@ def check_name(name: object) -> str:
 
 
 def find(
-    door: Door, target: str, meta: str, options: Options, started: float | None = None
+    door: Door,
+    target: str,
+    meta: str,
+    options: Options,
+    want: Want = USUAL,
 ) -> bool:
     """Tell whether a fresh entry holds what was built, by the paths of that and of its meta."""
     try:
         door.stat(target)
         expires = door.stat(meta).st_mtime
-        if options.max_age is None:
-            return not expires or fresh(door, 0.0, expires, None, started)
-        created = read_header(door, meta)[0].created
+        if not expires and options.max_age is None and not want.since:
+            return True
+        header, told = read_header(door, meta)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except Damaged as why:
         logger().warning("a damaged entry is built anew: %s: %s", meta, why)
+        if want.damaged is not None:
+            want.damaged()
         return False
-    return fresh(door, created, expires or NEVER, options.max_age, started)
+    if not fresh(door, header, options.max_age, want):
+        return False
+    return not header.flags & HAS_INPUTS or holds(told)
 
 
-def read_header(door: Door, meta: str) -> tuple[Header, dict[str, Any]]:
+def read_header(
+    door: Door, meta: str, *, unnoticed: bool = False
+) -> tuple[Header, dict[str, Any]]:
     """Return header and content of a path entry's meta."""
-    fd = door.open(meta, READ)
+    fd = door.open_unnoticed(meta) if unnoticed else door.open(meta, READ)
     try:
         data = door.read(fd, _LARGEST_META)
     finally:
@@ -125,13 +149,19 @@ def stored_name(door: Door, path: str) -> str | None:
     return name if isinstance(name, str) else None
 
 
-class PathEntry:
+def size_of(door: Door, path: str) -> int:
+    """Return how many bytes a file, or a folder with all that is in it, takes."""
+    found = door.lstat(path)
+    if not stat.S_ISDIR(found.st_mode):
+        return int(found.st_size)
+    return sum(size_of(door, os.path.join(path, name)) for name in door.listdir(path))
+
+
+class PathEntry(Entry):
     """One path in the cache, as the protocol sees it.
 
     Parameters
     ----------
-    digest, key
-        Of the entry; the key is kept for messages and listings.
     name
         What the file or folder is to be called.
     builder
@@ -148,26 +178,19 @@ class PathEntry:
         name: str,
         options: Options,
         builder: Callable[[Path], object],
+        *,
+        anew: bool = False,
     ) -> None:
-        self.layout = layout
-        self.door = layout.door
-        self.digest = digest
-        self.key = key
+        super().__init__(layout, digest, key, options, anew=anew)
         self.name = name
-        self.options = options
         self.builder = builder
-        self.path = layout.entry(digest)
 
-    def what(self) -> str:
-        """Say which entry this is, for messages and records."""
-        return f"the path of key {describe(self.key)}"
-
-    def look(self, started: float) -> Any:
-        """Return the path if there is a fresh one, else `MISS`."""
+    def find(self, want: Want) -> Any:
+        """Return the path if there is one that is good enough, else `MISS`."""
         from pathlib import Path
 
         target, meta = os.path.join(self.path, self.name), os.path.join(self.path, META)
-        return Path(target) if find(self.door, target, meta, self.options, started) else MISS
+        return Path(target) if find(self.door, target, meta, self.options, want) else MISS
 
     def identity(self) -> Identity | None:
         """Return what tells the present entry from any later one; `None` if none is there.
@@ -177,7 +200,7 @@ class PathEntry:
         EntryNameError
             If the key is stored under another name.
         """
-        found = identify(self.door, self.path)
+        found = super().identity()
         name = None if found is None else stored_name(self.door, self.path)
         if name is not None and name != self.name:
             raise EntryNameError(
@@ -200,9 +223,12 @@ class PathEntry:
 
     def build_apart(self) -> Path:
         """Build in a temporary folder, which is removed when the process ends."""
+        from contextlib import suppress
         from pathlib import Path
 
-        target = self.build(self._temporary_folder())
+        target = os.path.join(self.door.temporary_folder(), self.name)
+        with suppress(DontStore):  # nothing is stored here anyway
+            self.builder(Path(target))
         self._check_built(target)
         return Path(target)
 
@@ -217,37 +243,32 @@ class PathEntry:
         except OSError:
             return False  # it can't be told; the error that made us ask is the one to raise
 
+    def unstored(self, scratch: str, value: object) -> Path:
+        """Return what a builder made that asked for it not to be stored."""
+        target = os.path.join(scratch, self.name)
+        self._check_built(target)
+        return self.keep_apart(target)
+
     def keep_apart(self, target: str) -> Path:
         """Move what could not be stored to a temporary folder of this process."""
-        import shutil
         from pathlib import Path
 
-        return Path(shutil.move(target, os.path.join(self._temporary_folder(), self.name)))
+        kept = os.path.join(self.door.temporary_folder(), self.name)
+        self.door.move(target, kept)
+        return Path(kept)
 
-    def _temporary_folder(self) -> str:
-        """Make a folder that is removed when the process ends."""
-        import atexit
-        import sys
-        import tempfile
-
-        folder = tempfile.mkdtemp(prefix="atomcache-")
-        maker = self.door.getpid()
-
-        def remove() -> None:
-            if self.door.getpid() == maker:  # not in a forked child
-                discard(self.door, folder)
-
-        multiprocessing = sys.modules.get("multiprocessing.util")
-        if multiprocessing is None:
-            atexit.register(remove)
-        else:  # its children end without atexit
-            multiprocessing.Finalize(None, remove, exitpriority=0)
-        return folder
+    def keep_revoked(self, scratch: str, target: str) -> Path:
+        """Keep what was built for its caller, whose entry was removed meanwhile."""
+        try:
+            self.door.rename(scratch + STAGED, scratch)
+        except FileNotFoundError:  # whoever removed the entry took it away in time
+            self.door.rename(scratch + REVOKED, scratch)
+        return self.keep_apart(target)
 
     def publish(
-        self, scratch: str, target: str, took: float, seen: Identity | None
+        self, scratch: str, target: str, took: float, seen: Identity | None, build: Build
     ) -> tuple[bool, Path]:
-        """Add the meta, force it onto the disk and move it into place.
+        """Add the meta, force it onto the disk and move it into place, unless it was revoked.
 
         Returns whether this entry is now the published one, and its path.
         """
@@ -258,11 +279,29 @@ class PathEntry:
         for name in door.listdir(scratch):  # what the builder left beside its target
             if name != self.name:
                 discard(door, os.path.join(scratch, name))
-        self._write_meta(os.path.join(scratch, META), took)
+        self.size = size_of(door, scratch)
+        self._write_meta(os.path.join(scratch, META), took, build)
         if self.options.durable:
             door.sync_tree(scratch)
-        trash = f"{scratch}00"
-        won = install_folder(door, scratch, self.path, seen, trash)
+        staged = scratch + STAGED
+        try:
+            door.rename(scratch, staged)
+            if build.revoked():
+                raise Revoked
+            won = install_folder(door, staged, self.path, seen, scratch + REPLACED)
+        except OSError:
+            try:
+                door.rename(staged, scratch)  # whoever keeps it elsewhere looks for it there
+            except FileNotFoundError:
+                if build.revoked():
+                    raise Revoked from None
+            raise
+        finally:
+            if seen is not None and not is_held(self.layout, self.path):
+                discard(door, scratch + REPLACED)
+        if not won or (seen is not None and not is_held(self.layout, self.path)):
+            for suffix in (STAGED, REVOKED):  # what lost, or what was exchanged
+                discard(door, scratch + suffix)
         if won and self.options.durable:
             self._sync_names()
         return won, Path(os.path.join(self.path, self.name))
@@ -293,21 +332,24 @@ class PathEntry:
             "file or a folder there; copy what the link leads to"
         )
 
-    def _write_meta(self, path: str, took: float) -> None:
+    def _write_meta(self, path: str, took: float, build: Build) -> None:
         options = self.options
-        now = self.door.time()
-        expires = NEVER if options.max_age is None else now + options.max_age
+        now = build.ended
+        expires = expiry(self.door, now, options, build)
+        flags = flags_of(build)
         parts = assemble(
             digest=self.digest,
             codec=_CODEC,
             form=0,
+            flags=flags,
             created=now,
             expires=expires,
             took=took,
             meta=[
-                ("key", describe(self.key)),
+                *describe_entry(self.key, options.tags),
                 ("name", self.name),
-                *(("tag", tag) for tag in options.tags),
+                ("bytes", str(self.size)),
+                *said(build),
             ],
             payload=b"",
             seal=bytes(32),
@@ -318,4 +360,5 @@ class PathEntry:
         finally:
             self.door.close(fd)
         mark = 0.0 if expires == NEVER else expires
-        self.door.utime(path, (mark, mark))
+        mark = _LOOK_INSIDE if flags else mark
+        self.door.utime(path, (self.door.time(), mark))  # made is used

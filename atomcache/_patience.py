@@ -80,8 +80,10 @@ class Patience:
         if record is not None:
             age = max(0.0, self._door.time() - record.started)
             owner = f"process {record.pid} on {record.host}, for {age:.1f} s so far,"
-        return BuildTimeout(
+        error = BuildTimeout(
             f"{self._entry.what()} is still being built by {owner} after waiting "
             f"{self._entry.options.timeout} s, in {self._entry.path}. Raise timeout=, or ask "
             "again later"
         )
+        error.entry = self._entry.path
+        return error

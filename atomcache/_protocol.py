@@ -21,8 +21,8 @@ Who calls it: `Cache`, on a miss.  What may go wrong: `BuildTimeout`,
 from __future__ import annotations
 
 import errno
-from contextvars import ContextVar
 
+from ._build import Build, running
 from ._claim import (
     LEASE,
     NEWBORN_GRACE,
@@ -33,18 +33,35 @@ from ._claim import (
     read_failure,
     read_record,
     reap,
+    revoke,
     take,
 )
-from ._errors import AtomcacheError, CircularBuildError, StorageError
+from ._door import NOTE
+from ._errors import (
+    AtomcacheError,
+    BuilderError,
+    BuildTimeout,
+    CircularBuildError,
+    CodecError,
+    DontStore,
+    EntryNameError,
+    OptionError,
+    StorageError,
+)
 from ._failure import again
-from ._flight import Flights, Outcome
+from ._flight import LOOK, Flights, GivenUp, Outcome
+from ._freshness import CLOCK_SLACK
+from ._header import NEVER
+from ._keys import describe, function_of
+from ._layout import failure_mark
 from ._log import logger
 from ._patience import Patience
-from ._publish import MISS
+from ._publish import MISS, Revoked, discard, remove
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable
     from typing import Any, TypeAlias
 
     from ._claim import Claim, Record
@@ -54,18 +71,23 @@ if TYPE_CHECKING:
     from ._path import PathEntry
     from ._publish import Identity
     from ._value import ValueEntry
+    from ._watch import Watch
 
     Entry: TypeAlias = ValueEntry | PathEntry
 
 RACE_PAUSE = 0.002
 """Seconds within which those who woke together to one dead owner spread out."""
 
+_MISTAKES = (CircularBuildError, CodecError, OptionError, EntryNameError, BuilderError)
+"""Errors that say something about the program and not about its sources: never papered over."""
+
+_REBUILD_PAUSE = 1.0
+"""Seconds for which a process leaves a stale entry to another one that rebuilds it."""
+
+_MOST_RESTING = 10_000
+
 _REBUILDS = 3
 """How often a build whose folder was deleted under it is started anew."""
-
-_building: ContextVar[tuple[Claim | str, ...]] = ContextVar("atomcache_building", default=())
-"""The claims of the builds that this code runs in, outermost first; where a build has no
-claim, because the cache can't be written, the path of the claim that it would have."""
 
 
 class Protocol:
@@ -75,24 +97,49 @@ class Protocol:
     ----------
     door, layout
         The way to the operating system, and the names in the cache folder.
+    watch
+        Told of what happens.
     lease
         Seconds that an owner may be silent where its lock can't be seen.
     """
 
-    def __init__(self, door: Door, layout: Layout, lease: float = LEASE) -> None:
+    def __init__(self, door: Door, layout: Layout, watch: Watch, lease: float = LEASE) -> None:
         self.door = door
         self.layout = layout
+        self.watch = watch
         self.lease = lease
         self.flights = Flights(door)
+        self.unclaimed: dict[str, Build] = {}
+        self.resting: dict[str, float] = {}
+        self.failed: dict[str, float] = {}
+        self.published: Callable[[Entry], None] = lambda entry: None
 
     def get(self, entry: Entry, started: float) -> Any:
         """Return an entry's value or path, built now if need be, once for all who ask."""
-        self._refuse_own_key(entry)
+        self.miss(entry)
+        old = self.serve_old(entry, self.door.start_thread)
+        if old is not MISS:
+            return old
+        try:
+            return self._get(entry, started)
+        except Exception as error:
+            old = self.rescue(entry, error)
+            if old is MISS:
+                raise
+            return old
+
+    def miss(self, entry: Entry) -> None:
+        """Begin to get an entry that there is none of, or none that is fresh."""
+        self.refuse_own_key(entry)
+        self.watch.tell("miss", entry.key)
+        entry.damaged = lambda: self.watch.tell("corrupt", entry.key)
+
+    def _get(self, entry: Entry, started: float) -> Any:
         patience = Patience(self.door, entry)
         while True:
             flight, leading = self.flights.board(entry.path)
             if leading:
-                outcome = self._lead(entry, flight, started, patience)
+                outcome = self.lead(entry, flight, started, patience)
             else:
                 outcome = self._follow(entry, flight, started, patience)
             if outcome is not None:
@@ -100,34 +147,168 @@ class Protocol:
 
     def get_unstored(self, entry: Entry, error: OSError) -> Any:
         """Build an entry that `error` keeps from being read, or raise, as the caller chose."""
+        self.refuse_own_key(entry)
+        return self.get_apart(entry, error).result()
+
+    def get_apart(self, entry: Entry, error: OSError) -> Outcome:
+        """Do as `get_unstored`, for whoever has asked already."""
         if isinstance(error, AtomcacheError):
             raise error
-        self._refuse_own_key(entry)
-        return self._without_storing(entry, error).result()
+        return self._without_storing(entry, error)
+
+    # -- what has ended --------------------------------------------------------------
+
+    def serve_old(self, entry: Entry, start_thread: Callable[[Callable[[], None]], None]) -> Any:
+        """Return a value that has ended and may still be served while it is built anew."""
+        options = entry.options
+        if entry.anew or (options.stale_for is None and options.stale_on_error is None):
+            return MISS
+        failed = self._failed_lately(entry)
+        old = MISS
+        if options.stale_for is not None:
+            old = self._look_for_old(entry, options.stale_for)
+            if old is not MISS and not failed:
+                self._rebuild(entry, start_thread)
+        if old is MISS and failed and options.stale_on_error is not None:
+            old = self._look_for_old(entry, options.stale_on_error)
+        if old is not MISS:
+            self.watch.tell("stale", entry.key)
+        return old
+
+    def rescue(self, entry: Entry, error: Exception) -> Any:
+        """Return a value that has ended and is better than the error; `MISS` if there is none."""
+        options = entry.options
+        if entry.anew or isinstance(error, _MISTAKES):
+            return MISS
+        old = MISS
+        if isinstance(error, BuildTimeout) and error.entry == entry.path:
+            old = self._look_for_old(entry, NEVER)
+        elif options.stale_on_error is not None:
+            old = self._look_for_old(entry, options.stale_on_error)
+            if old is not MISS:
+                self._note_failure(entry, error)
+        if old is not MISS:
+            self.watch.tell("stale", entry.key, error=error)
+        return old
+
+    def _look_for_old(self, entry: Entry, tolerate: float) -> Any:
+        try:
+            return entry.look_for_old(tolerate)
+        except OSError as error:
+            logger().warning("%s can't be read: %s", entry.what(), error)
+            return MISS
+
+    def _rebuild(self, entry: Entry, start_thread: Callable[[Callable[[], None]], None]) -> None:
+        """Build an entry anew in a thread, unless somebody is at it; the caller does not wait.
+
+        A process that ends waits for the thread; one that is killed leaves what any killed
+        builder leaves, and another takes over.
+        """
+        now = self.door.monotonic()
+        if self.resting.get(entry.path, now) > now:
+            return
+        flight, leading = self.flights.board(entry.path)
+        if not leading:
+            return
+        from copy import copy
+
+        behind = copy(entry)
+        behind.options = entry.options.without_waiting()
+
+        def build() -> None:
+            error: Exception | None = None
+            try:
+                patience = Patience(self.door, behind)
+                outcome = self.lead(behind, flight, self.door.time(), patience)
+                error = None if outcome is None else outcome.error
+            except BuildTimeout:  # another process is at it
+                self._rest(entry.path, _REBUILD_PAUSE)
+            except GivenUp:  # whoever asks next sees to it
+                return
+            except Exception as raised:
+                error = raised
+            if isinstance(error, _MISTAKES):
+                logger().error("%s can't be built anew: %s", entry.what(), error)
+                self._rest(entry.path, entry.options.retry_after)
+            elif error is not None:
+                self._note_failure(entry, error)
+
+        try:
+            start_thread(build)
+        except RuntimeError as error:  # no more threads to be had, or the interpreter ends
+            self.flights.land(entry.path, flight, None)
+            logger().warning("%s is not built anew yet: %s", entry.what(), error)
+        except BaseException:
+            self.flights.land(entry.path, flight, None)
+            raise
+
+    def _note_failure(self, entry: Entry, error: Exception) -> None:
+        """Write down that a rebuild failed, so that all processes wait before the next."""
+        logger().warning("%s could not be built anew: %r", entry.what(), error)
+        if len(self.failed) >= _MOST_RESTING:
+            self.failed.clear()
+        self.failed[entry.path] = self.door.monotonic() + entry.options.retry_after
+        now = self.door.time()
+        try:
+            fd = self.door.open(failure_mark(entry.path), NOTE, self.layout.file_mode)
+            try:
+                self.door.utime(fd, (now, now))
+            finally:
+                self.door.close(fd)
+        except OSError as trouble:
+            logger().warning("other processes will try at once: %s", trouble)
+
+    def _failed_lately(self, entry: Entry) -> bool:
+        """Tell whether a rebuild failed less than `retry_after` seconds ago."""
+        if self.failed.get(entry.path, 0.0) > self.door.monotonic():
+            return True
+        try:
+            failed: float = self.door.stat(failure_mark(entry.path)).st_mtime
+        except OSError:
+            return False
+        return -CLOCK_SLACK <= self.door.time() - failed < entry.options.retry_after
+
+    def _rest(self, path: str, seconds: float) -> None:
+        if len(self.resting) >= _MOST_RESTING:
+            self.resting.clear()
+        self.resting[path] = self.door.monotonic() + seconds
 
     # -- elect -----------------------------------------------------------------------
 
-    def _lead(
+    def lead(
         self, entry: Entry, flight: Flight, started: float, patience: Patience
     ) -> Outcome | None:
+        """Get the entry for all of this process who want it; they learn the outcome."""
         outcome = None
         try:
             outcome = self._attempt(entry, started, patience)
         finally:
-            self.flights.land(entry.path, flight, outcome)
+            shared = None if outcome is None or outcome.alone else outcome
+            self.flights.land(entry.path, flight, shared)
         return outcome
 
     def _follow(
         self, entry: Entry, flight: Flight, started: float, patience: Patience
     ) -> Outcome | None:
         path = claim_path(entry.path)
-        self._announce(path)
+        began = self.door.monotonic()
+        self.announce(path)
         try:
-            self._check_circle(entry, path)
+            self.check_circle(entry, path)
             if not flight.wait(patience.left()):
                 raise patience.ended(living_record(self.door, path))
         finally:
-            self._announce(None)
+            self.announce_end(path)
+            self.watch.tell("waited", entry.key, seconds=self.door.monotonic() - began)
+        outcome = self.learn(entry, flight)
+        # The leader's object is its own: values can be mutable.
+        try:
+            return self._look(entry, started) if outcome is LOOK else outcome
+        except OSError as error:
+            return self.get_apart(entry, error)
+
+    def learn(self, entry: Entry, flight: Flight) -> Outcome | None:
+        """Return what a flight's outcome is to a follower: an outcome, `LOOK`, or `None`."""
         outcome = flight.outcome
         if outcome is None:
             return None  # the leader gave up: elect another
@@ -135,9 +316,9 @@ class Protocol:
             return (
                 None if entry.options.on_error == "retry" else Outcome(error=again(outcome.error))
             )
-        if not outcome.stored:
-            return outcome
-        return self._look(entry, started)  # an object of its own: values can be mutable
+        if outcome.stored:
+            return LOOK
+        return None if entry.anew else outcome  # it may have begun before this caller asked
 
     # -- claim, or wait --------------------------------------------------------------
 
@@ -171,25 +352,38 @@ class Protocol:
             published = None if seen is None else self._look(entry, started)
             if published is not None:
                 return published
-            claim.sign(entry.what())
+            claim.sign(
+                entry.what(),
+                kind=entry.kind,
+                key=describe(entry.key),
+                tags=entry.options.tags,
+                function=function_of(entry.key),
+            )
             entry.prepare(claim.scratch)
             claim.scratch_made = True
             began = self.door.monotonic()
-            running = _building.set((*_building.get(), claim))
+            build = Build(self.door, claim.path, claim)
+            outer = running.set((*running.get(), build))
             try:
+                self.watch.tell("build_started", entry.key)
                 made = entry.build(claim.scratch)
+            except DontStore as answer:
+                made = entry.unstored(claim.scratch, answer.value)
+                return Outcome(made, stored=False, alone=build.revoked())
             except Exception as error:
                 if entry.lost(claim.scratch):
                     return None
                 if entry.options.on_store_error == "bypass" and entry.is_full(error):
                     raise  # to build once more, elsewhere
-                return self._fail(claim, error)
+                return self._fail(entry, claim, error, self.door.monotonic() - began)
             finally:
-                _building.reset(running)
+                build.over = True
+                running.reset(outer)
             took = self.door.monotonic() - began
+            build.ended = self.door.time()
             if not claim.is_mine():
                 return Outcome(made, stored=False)  # a child forked by the factory
-            return self._publish(entry, claim, made, took, seen, started)
+            return self._publish(entry, claim, build, made, took, seen, started)
         finally:
             try:
                 claim.release()
@@ -202,47 +396,68 @@ class Protocol:
         self,
         entry: Entry,
         claim: Claim,
+        build: Build,
         made: Any,
         took: float,
         seen: Identity | None,
         started: float,
     ) -> Outcome | None:
         try:
-            won, value = entry.publish(claim.scratch, made, took, seen)
+            won, value = entry.publish(claim.scratch, made, took, seen, build)
+        except Revoked:
+            logger().info("not kept, because it was removed meanwhile: %s", entry.what())
+            made = entry.keep_revoked(claim.scratch, made)
+            return Outcome(made, stored=False, alone=True)
         except OSError as error:
             if isinstance(error, AtomcacheError):
-                return self._fail(claim, error)
+                return self._fail(entry, claim, error, took)
             if entry.lost(claim.scratch):
                 return None
+            self.watch.tell("error", entry.key, error=error)
             if entry.options.on_store_error == "bypass":
                 logger().warning("%s is not stored: %s", entry.what(), error)
                 return Outcome(entry.keep_apart(made), stored=False)
-            return self._fail(claim, storage_error(entry.what(), entry.path, error))
+            return self._fail(entry, claim, storage_error(entry.what(), entry.path, error), took)
         except Exception as error:  # a codec's, for a value that it can't store
-            return self._fail(claim, error)
-        return Outcome(value) if won else self._look(entry, started)
+            return self._fail(entry, claim, error, took)
+        if not won:
+            return self._look(entry, started)
+        self.watch.rebuilt(entry.path)
+        self.watch.tell("build_finished", entry.key, seconds=took)
+        if entry.options.stale_for is not None or entry.options.stale_on_error is not None:
+            self.failed.pop(entry.path, None)
+            discard(self.door, failure_mark(entry.path))
+        self.published(entry)
+        return Outcome(value)
 
-    def _fail(self, claim: Claim, error: Exception) -> Outcome:
+    def _fail(self, entry: Entry, claim: Claim, error: Exception, took: float) -> Outcome:
         """Tell those who sleep on the claim."""
+        self.watch.tell("build_failed", entry.key, seconds=took, error=error)
         if claim.is_mine():
             try:
                 claim.tell_failure(error)
+                return Outcome(error=error, alone=claim.revoked())
             except OSError as trouble:
                 logger().warning("those who wait will try themselves: %s", trouble)
         return Outcome(error=error)
 
     def _without_storing(self, entry: Entry, error: OSError) -> Outcome:
         """Decide what to do where no claim can be had."""
+        self.watch.tell("error", entry.key, error=error)
         if entry.options.on_store_error != "bypass":
             return Outcome(error=storage_error(entry.what(), entry.path, error))
         logger().warning("%s is built without storing it: %s", entry.what(), error)
-        running = _building.set((*_building.get(), claim_path(entry.path)))
+        build = Build(self.door, claim_path(entry.path), None)
+        outer = running.set((*running.get(), build))
+        self.unclaimed[build.path] = build
         try:
             return Outcome(entry.build_apart(), stored=False)
         except Exception as failure:
             return Outcome(error=failure)
         finally:
-            _building.reset(running)
+            build.over = True
+            self.unclaimed.pop(build.path, None)
+            running.reset(outer)
 
     # -- wait, reap ------------------------------------------------------------------
 
@@ -261,20 +476,20 @@ class Protocol:
             record = read_record(door, fd)
             dead = False
             if record is not None and door.can_wait and record.lock_is_proof(door, found):
-                if door.lock_shared(fd):
-                    door.unlock(fd)
-                    dead = leads_to(door, path, found)
-                else:
-                    self._sleep(entry, path, fd, record, patience)
-                if not dead:  # the attempt has ended: what came of it?
-                    published = self._look(entry, started)
-                    if published is not None or entry.options.on_error == "retry":
-                        return published
+                self._sleep(entry, path, fd, record, patience)
+                published = self._look(entry, started)
+                if published is not None:
+                    return published
+                # Who ends an attempt takes the claim away; who dies leaves it.
+                dead = leads_to(door, path, found)
+                if not dead:
+                    if entry.options.on_error == "retry":
+                        return None
                     failure = read_failure(door, fd, found, record)
                     return None if failure is None else Outcome(error=failure)
         finally:
             door.close_claim(fd)
-        self._reap(path, found, record, dead, patience)
+        self._reap(entry, path, found, record, dead, patience)
         return self._look(entry, started)
 
     def _look(self, entry: Entry, started: float) -> Outcome | None:
@@ -282,18 +497,27 @@ class Protocol:
         return None if value is MISS else Outcome(value)
 
     def _sleep(self, entry: Entry, path: str, fd: int, record: Record, patience: Patience) -> None:
-        """Sleep on the owner's lock."""
-        self._announce(path)
+        """Sleep until the owner lets go of its lock, or is dead."""
+        began = self.door.monotonic()
+        self.announce(path)
         try:
-            self._check_circle(entry, path)
+            self.check_circle(entry, path)
             left = patience.left()
-            if (left is not None and left <= 0) or not self.door.wait_shared(fd, left):
+            if left is not None and left <= 0:
+                let_go = self.door.lock_shared(fd)
+                if let_go:
+                    self.door.unlock(fd)
+            else:
+                let_go = self.door.wait_shared(fd, left)
+            if not let_go:
                 raise patience.ended(record)
         finally:
-            self._announce(None)
+            self.announce_end(path)
+            self.watch.tell("waited", entry.key, seconds=self.door.monotonic() - began)
 
     def _reap(
         self,
+        entry: Entry,
         path: str,
         found: os.stat_result,
         record: Record | None,
@@ -305,51 +529,81 @@ class Protocol:
         silent = patience.unchanged(found) >= may_be_silent
         if dead or silent or self.door.open_files_block:
             if reap(self.door, path, found, silent=silent):
+                self.watch.tell("taken_over", entry.key)
                 return
             if dead:  # somebody else is at it
                 patience.pause(found, record, RACE_PAUSE)
                 return
         patience.pause(found, record)
 
+    # -- remove ----------------------------------------------------------------------
+
+    def remove(self, path: str) -> bool:
+        """Remove an entry, if there is one; no build that is under way brings it back."""
+        self.flights.detach(path)
+        revoke(self.door, claim_path(path))
+        self.resting.pop(path, None)
+        self.failed.pop(path, None)
+        discard(self.door, failure_mark(path))
+        return remove(self.door, path, self.layout.new_scratch(path))
+
     # -- circles ---------------------------------------------------------------------
 
-    def _refuse_own_key(self, entry: Entry) -> None:
+    def refuse_own_key(self, entry: Entry) -> None:
         path = claim_path(entry.path)
-        for build in _building.get():
-            if (build if isinstance(build, str) else build.path) == path:
+        for build in running.get():
+            if build.path == path and not build.over:
                 raise CircularBuildError(
                     f"the factory of {entry.what()} asked for its own result, in {path}. "
                     "Let it compute the value, or ask for another key"
                 )
 
-    def _announce(self, path: str | None) -> None:
+    def announce(self, path: str) -> None:
         """Write into the claims of the builds that wait here what they wait for."""
-        for build in _building.get():
-            if not isinstance(build, str):
-                build.tell_waiting(path)
+        for build in running.get():
+            build.waits.append(path)
+            if build.claim is not None:
+                build.claim.tell_waiting(path)
 
-    def _check_circle(self, entry: Entry, path: str | None) -> None:
+    def announce_end(self, path: str) -> None:
+        """Write into the claims of the builds that waited here that they do no more."""
+        for build in running.get():
+            build.waits.remove(path)
+            if build.claim is not None:
+                build.claim.tell_waited(path)
+
+    def check_circle(self, entry: Entry, path: str) -> None:
         """Raise if what we are about to wait for waits for one of our own builds.
 
         Whoever waits has announced it before it comes here, so of those who close a
         circle the last one at least finds it closed.
         """
-        mine = {build.token for build in _building.get() if not isinstance(build, str)}
-        chain: list[str] = []
+        mine = [build for build in running.get() if not build.over]
+        tokens = {build.claim.token for build in mine if build.claim is not None}
+        ahead: list[tuple[str, tuple[str, ...]]] = [(path, ())] if mine else []
         visited = set()
-        while mine and path is not None and path not in visited:
+        while ahead:
+            path, chain = ahead.pop()
+            if path in visited:
+                continue
             visited.add(path)
-            record = living_record(self.door, path)
-            if record is None:
-                return
-            chain.append(f"{record.what} (process {record.pid} on {record.host})")
-            if record.token in mine:
+            unclaimed = self.unclaimed.get(path)
+            record = None if unclaimed is not None else living_record(self.door, path)
+            if record is not None:
+                chain = (*chain, f"{record.what} (process {record.pid} on {record.host})")
+                waits, closed = record.waits_for, record.token in tokens
+            elif unclaimed is not None:
+                chain = (*chain, f"what {path} would be the claim of (this process)")
+                waits, closed = list(unclaimed.waits), unclaimed in mine
+            else:
+                continue
+            if closed:
                 raise CircularBuildError(
                     f"waiting for {entry.what()}, in {self.layout.directory}, would never end: "
                     f"it is built by whoever waits, in turn, for {', then '.join(chain)}. "
                     "Let one of these factories do without the other"
                 )
-            path = record.waits_for
+            ahead += [(each, chain) for each in waits]
 
 
 def storage_error(what: str, path: str, error: OSError) -> StorageError:

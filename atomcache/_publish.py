@@ -33,6 +33,15 @@ PUBLISH_TRIES = 10
 _BLOCKED_TRIES = 60
 """How often to try again what an open file blocks (Windows): some five seconds."""
 
+STAGED = "01"
+"""What a path's scratch adds to its name when it stands ready to be published."""
+REVOKED = "02"
+"""What it adds once the entry was removed during the build, so that it can't be published."""
+REPLACED = "00"
+"""What that adds to its name which was replaced, until it is removed."""
+
+_NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM)
+
 _NO_LINKS = (
     errno.EPERM,
     errno.ENOSYS,
@@ -46,13 +55,23 @@ _NO_LINKS = (
 Identity = tuple[int, int, int, int]
 
 
-class _Miss:
+class Revoked(Exception):
+    """The entry was removed while it was built, so what was built must not be published."""
+
+
+class _Answer:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
     def __repr__(self) -> str:
-        return "MISS"
+        return self.name
 
 
-MISS: Any = _Miss()
+MISS: Any = _Answer("MISS")
 """What looking for an entry returns when there is none; no factory can return it."""
+
+LARGE: Any = _Answer("LARGE")
+"""What looking for an entry returns when it is too large to be read just now."""
 
 
 def identify(door: Door, path: str) -> Identity | None:
@@ -88,11 +107,14 @@ def install_file(
 def install_folder(door: Door, scratch: str, path: str, seen: Identity | None, trash: str) -> bool:
     """Move a folder into place; `False`, and it is still there, if somebody was first.
 
-    What is replaced moves to `trash`, and is removed once the new one stands.
+    Where two names can be exchanged in one step, there is no moment without an entry, and
+    what is replaced is at `scratch` afterwards; else it is at `trash`.
     """
     if seen is not None:
         if identify(door, path) != seen:
             return False
+        if _exchange(door, scratch, path):
+            return True
         persist(door, lambda: door.rename(path, trash))
     try:
         door.rename(scratch, path)
@@ -102,9 +124,16 @@ def install_folder(door: Door, scratch: str, path: str, seen: Identity | None, t
         if identify(door, path) is None:
             raise
         return False
-    finally:
-        if seen is not None:
-            discard(door, trash)
+    return True
+
+
+def _exchange(door: Door, scratch: str, path: str) -> bool:
+    try:
+        door.exchange(scratch, path)
+    except OSError as error:
+        if error.errno in _NO_EXCHANGE:
+            return False
+        raise
     return True
 
 

@@ -17,19 +17,31 @@ from time import time
 from xxhash import xxh3_64_intdigest
 
 from ._door import CREATE, READ
-from ._errors import AtomcacheError
+from ._entry import Entry
+from ._errors import AtomcacheError, DontStore
+from ._freshness import USUAL, Want, expiry, flags_of, fresh, holds, said
 from ._header import (
+    HAS_INPUTS,
     NEVER,
     SEAL_SIZE,
     Damaged,
     assemble,
     parse,
     payload_start,
+    read_meta,
     read_rows,
 )
-from ._keys import describe
+from ._keys import describe_entry
 from ._log import logger
-from ._publish import MISS, PUBLISH_TRIES, Identity, discard, identify, install_file
+from ._publish import (
+    LARGE,
+    MISS,
+    PUBLISH_TRIES,
+    Identity,
+    Revoked,
+    discard,
+    install_file,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,6 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
+    from ._build import Build
     from ._codecs import AnyCodec, Buffer
     from ._door import Door
     from ._header import Header
@@ -57,13 +70,9 @@ _MOST_VERIFIED = 4096
 _verified: dict[str, tuple[int, ...]] = {}
 """The mapped files that this process has verified: path, and what identifies its content."""
 
-CLOCK_SLACK = 5.0
-"""Seconds that an entry's time of creation may lie ahead before it is taken for a clock
-that jumped: machines that share a folder agree to about a second."""
-
 
 def read_remembered(
-    memory: MemoryTier, door: Door, path: str, digest: bytes, options: Options
+    memory: MemoryTier, door: Door, path: str, digest: bytes, options: Options, largest: float
 ) -> Any:
     """Return the value of an entry from memory if its file is the one it was read from.
 
@@ -75,11 +84,11 @@ def read_remembered(
         return MISS
     kept = memory.get(path, found, options.codec)
     if kept is None:
-        return read(door, path, digest, options, memory=memory)
-    value, created, expires = kept
-    if options.max_age is None and expires == NEVER:
+        return read(door, path, digest, options, Want(memory=memory, largest=largest))
+    value, header = kept
+    if options.max_age is None and header.expires == NEVER:
         return value
-    return value if fresh(door, created, expires, options.max_age, None) else MISS
+    return value if fresh(door, header, options.max_age, USUAL) else MISS
 
 
 def read(
@@ -87,19 +96,9 @@ def read(
     path: str,
     digest: bytes,
     options: Options,
-    started: float | None = None,
-    memory: MemoryTier | None = None,
+    want: Want = USUAL,
 ) -> Any:
-    """Return the value of an entry, or `MISS`.
-
-    Parameters
-    ----------
-    memory
-        Where to keep the value, if it can be kept.
-    started
-        When the call began (seconds since the epoch), for those with an age limit:
-        what was made since then is fresh however short the limit.  `None`: now.
-    """
+    """Return the value of an entry, or `MISS`, or `LARGE`."""
     try:
         fd = door.open(path, READ)
     except (FileNotFoundError, NotADirectoryError):
@@ -108,6 +107,9 @@ def read(
         data = door.read(fd, ONE_READ)
         header = parse(data)
         start = payload_start(header)
+        largest, memory = want.largest, want.memory
+        if header.payload_size > largest or (header.buffers and largest != NEVER):
+            return LARGE
         found = None
         if header.buffers or len(data) == ONE_READ or options.codec.guarded or memory:
             found = door.fstat(fd)
@@ -124,32 +126,25 @@ def read(
         codec = options.codec
         if header.codec != codec.stored_name:
             return MISS
-        if (header.expires != NEVER or options.max_age is not None) and not fresh(
-            door, header.created, header.expires, options.max_age, started
+        if (header.expires != NEVER or options.max_age is not None or want.since) and not fresh(
+            door, header, options.max_age, want
         ):
+            return MISS
+        if header.flags & HAS_INPUTS and not holds(read_meta(data, header)):
             return MISS
         if found is not None and codec.guarded:
             codec.check_origin(path, found, header, payload, buffers)
         value = _unpack(codec, header.form, payload, buffers)
-        if memory is not None and found is not None:
-            memory.put(path, found, codec, value, header.created, header.expires)
+        if memory is not None and found is not None and not header.flags & HAS_INPUTS:
+            memory.put(path, found, codec, value, header)
         return value
     except (Damaged, IsADirectoryError) as why:
         logger().warning("a damaged entry is built anew: %s: %s", path, why)
+        if want.damaged is not None:
+            want.damaged()
         return MISS
     finally:
         door.close(fd)
-
-
-def fresh(
-    door: Door, created: float, expires: float, max_age: float | None, started: float | None
-) -> bool:
-    """Tell whether an entry is young enough for a call that began at `started`."""
-    now = door.time()
-    if created > now + CLOCK_SLACK:
-        return False  # the clock was set back since: how old it is can't be told
-    since = now if started is None else started
-    return since < expires and (max_age is None or since - created <= max_age)
 
 
 def _read_parts(
@@ -231,13 +226,11 @@ def _unpack(codec: AnyCodec, form: int, payload: Buffer, buffers: Sequence[memor
         raise Damaged(f"codec {codec.name!r} can't read it: {error!r}") from error
 
 
-class ValueEntry:
+class ValueEntry(Entry):
     """One value in the cache, as the protocol sees it.
 
     Parameters
     ----------
-    digest, key
-        Of the entry; the key is kept for messages and listings.
     factory
         Called without arguments by whoever builds; its result is the value.
     """
@@ -251,26 +244,15 @@ class ValueEntry:
         key: object,
         options: Options,
         factory: Callable[[], Any],
+        *,
+        anew: bool = False,
     ) -> None:
-        self.layout = layout
-        self.door = layout.door
-        self.digest = digest
-        self.key = key
-        self.options = options
+        super().__init__(layout, digest, key, options, anew=anew)
         self.factory = factory
-        self.path = layout.entry(digest)
 
-    def what(self) -> str:
-        """Say which entry this is, for messages and records."""
-        return f"the value of key {describe(self.key)}"
-
-    def look(self, started: float) -> Any:
-        """Return the value if there is a fresh one, else `MISS`."""
-        return read(self.door, self.path, self.digest, self.options, started)
-
-    def identity(self) -> Identity | None:
-        """Return what tells the present entry from any later one; `None` if none is there."""
-        return identify(self.door, self.path)
+    def find(self, want: Want) -> Any:
+        """Return the value if there is one that is good enough, else `MISS` or `LARGE`."""
+        return read(self.door, self.path, self.digest, self.options, want)
 
     def prepare(self, scratch: str) -> None:
         """Make what the factory needs: nothing, for a value."""
@@ -281,7 +263,10 @@ class ValueEntry:
 
     def build_apart(self) -> Any:
         """Run the factory where the cache can't be written."""
-        return self.factory()
+        try:
+            return self.factory()
+        except DontStore as answer:
+            return answer.value
 
     def lost(self, scratch: str) -> bool:
         """Tell whether what was built is gone: never, a value is in memory."""
@@ -291,21 +276,32 @@ class ValueEntry:
         """Tell whether a factory failed because the cache has no room: it doesn't write there."""
         return False
 
+    def unstored(self, scratch: str, value: Any) -> Any:
+        """Return the value of a factory that asked for it not to be stored."""
+        return value
+
     def keep_apart(self, value: Any) -> Any:
         """Return the value that could not be stored."""
         return value
 
+    def keep_revoked(self, scratch: str, value: Any) -> Any:
+        """Return the value whose entry was removed while it was built."""
+        return value
+
     def publish(
-        self, scratch: str, value: Any, took: float, seen: Identity | None
+        self, scratch: str, value: Any, took: float, seen: Identity | None, build: Build
     ) -> tuple[bool, Any]:
-        """Write the value into the scratch and move it into place.
+        """Write the value into the scratch and move it into place, unless it was revoked.
 
         Returns whether this entry is now the published one, and the value.
         """
-        parts = self._assemble(value, took)
-        return self._install(
-            scratch, parts, lambda: install_file(self.door, scratch, self.path, seen)
-        ), value
+
+        def install() -> bool:
+            if build.revoked():
+                raise Revoked
+            return install_file(self.door, scratch, self.path, seen)
+
+        return self._install(scratch, self._assemble(value, took, build), install), value
 
     def replace(self, scratch: str, value: Any) -> None:
         """Write the value and put it in the place of whatever is there."""
@@ -320,18 +316,19 @@ class ValueEntry:
             scratch, parts, lambda: install_file(self.door, scratch, self.path, None, always=True)
         )
 
-    def _assemble(self, value: Any, took: float) -> list[Buffer]:
+    def _assemble(self, value: Any, took: float, build: Build | None = None) -> list[Buffer]:
         options = self.options
         form, payload, buffers = options.codec.pack(value)
-        now = self.door.time()
+        now = self.door.time() if build is None else build.ended
         return assemble(
             digest=self.digest,
             codec=options.codec.stored_name,
             form=form,
             created=now,
-            expires=NEVER if options.max_age is None else now + options.max_age,
+            flags=flags_of(build),
+            expires=expiry(self.door, now, options, build),
             took=took,
-            meta=[("key", describe(self.key)), *(("tag", tag) for tag in options.tags)],
+            meta=[*describe_entry(self.key, options.tags), *said(build)],
             payload=payload,
             buffers=buffers,
             seal=options.codec.seal(self.digest, form, [payload, *buffers]).ljust(
@@ -341,6 +338,7 @@ class ValueEntry:
 
     def _install(self, scratch: str, parts: list[Buffer], install: Callable[[], bool]) -> bool:
         """Write the scratch and install it, anew if the folder is deleted meanwhile."""
+        self.size = sum(map(len, parts))
         for attempt in range(PUBLISH_TRIES):
             try:
                 self._write(scratch, parts)
@@ -355,7 +353,7 @@ class ValueEntry:
     def _write(self, scratch: str, parts: list[Buffer]) -> None:
         fd = self.door.open(scratch, CREATE, self.layout.file_mode)
         try:
-            if sum(map(len, parts)) <= ONE_READ:
+            if self.size <= ONE_READ:
                 self.door.write(fd, b"".join(parts))
             else:
                 for part in parts:
