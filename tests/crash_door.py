@@ -73,6 +73,7 @@ _LEAVES = [
     "link",
     "rename",
     "replace",
+    "exchange",
     "unlink",
     "mkdir",
     "listdir",
@@ -112,7 +113,7 @@ _INSIDE = [
     "dup",
 ]
 
-CHANGES = ("link", "rename", "replace", "unlink", "mkdir", "open", "utime")
+CHANGES = ("link", "rename", "replace", "exchange", "unlink", "mkdir", "open", "utime")
 """Calls that a network filesystem may carry out and then report as failed."""
 
 NEVER_FAILS = ("urandom", "stop_heartbeat", "factory")
@@ -484,7 +485,8 @@ class _TakenOver(Scenario):
         rehearsal = Site(f"{site.place}-rehearsal", "dead")
         shutil.copytree(site.place, rehearsal.place)
         calls = _forked(lambda: _calls(self.ask, rehearsal))
-        last = max(n for n, name in enumerate(calls) if name == "write>os.write")
+        published = max(n for n, name in enumerate(calls) if name in ("link", "rename"))
+        last = max(n for n, name in enumerate(calls[:published]) if name == "write>os.write")
         with contextlib.suppress(EOFError):
             _forked(lambda: die(last))
         shutil.rmtree(rehearsal.place)
@@ -669,7 +671,7 @@ def publish_in_place():
 def reap_claims_only():
     """Remove a dead builder's claim and forget its scratch, here and in `Cache.reap`."""
     _claim.discard = lambda door, path: None
-    _listing._remove_orphan = lambda door, path: False
+    _listing._remove_orphan = lambda door, path, layout: False
 
 
 # -- processes ---------------------------------------------------------------------------
@@ -1014,7 +1016,7 @@ def _recover(tell, scenario, case, site):
         reap()
         strangers = [
             name
-            for shard in (site.place / "cache" / "v1").iterdir()
+            for shard in (site.place / "cache" / "v1").glob("??")
             for name in os.listdir(shard)
             if not is_entry(name) and ".temp" not in name
         ]

@@ -178,7 +178,7 @@ class _History:
         before = bisect.bisect_left(ends, ask["at"])
         if before and build.seen < begins[before - 1]:
             self.fault("removed value", f"{what}, which was removed before")
-        if ask["max_age"] is not None:
+        if ask["max_age"] is not None and ask["timeout"] is None:  # else an old value may do
             age = ask["at"] - min(build.over, build.seen)
             if age > ask["max_age"] + CLOCKS_APART:
                 self.fault("expired value", f"{what}, {age} s old")

@@ -111,6 +111,7 @@ def test_eight_readers_of_one_array_share_its_pages(tmp_path):
         pytest.skip("reads private memory from Linux's smaps")
     cache = Cache(tmp_path / "cache")
     cache.set("key", np.ones(4_000_000))  # 32 MB
+    os.sync()  # pages not yet written count as private to whoever alone has them mapped
     code = """
 import sys
 from atomcache import Cache

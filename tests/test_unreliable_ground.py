@@ -262,7 +262,7 @@ def ask_as_root(line, cache):
 
 @as_root
 @pytest.mark.parametrize("kind", KINDS)
-def test_who_may_read_only_gets_hits_and_a_clear_error_for_a_miss(crew, open_place, kind):
+def test_who_may_read_only_gets_hits_and_a_clear_error_for_a_miss(open_place, crew, kind):
     before = os.umask(0o022)
     try:
         cache = Cache(open_place / "cache", shared=True)
@@ -282,7 +282,7 @@ def test_who_may_read_only_gets_hits_and_a_clear_error_for_a_miss(crew, open_pla
 
 @as_root
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_private_cache_of_another_user_is_a_clear_error_or_bypassed(crew, open_place, kind):
+def test_the_private_cache_of_another_user_is_a_clear_error_or_bypassed(open_place, crew, kind):
     cache = Cache(open_place / "cache")
     assert ask(cache, kind, "old", "by root") == "by root"
     number, text = crew.start(ask_as_nobody, cache, kind, "old").result()
@@ -294,7 +294,7 @@ def test_the_private_cache_of_another_user_is_a_clear_error_or_bypassed(crew, op
 
 @as_root
 @counts_sleepers
-def test_who_may_read_only_waits_for_the_build_of_another_user(crew, open_place):
+def test_who_may_read_only_waits_for_the_build_of_another_user(open_place, crew):
     before = os.umask(0o022)
     try:
         cache = Cache(open_place / "cache", shared=True)
@@ -945,7 +945,7 @@ def test_keys_of_any_length_and_characters_are_each_an_entry_inside_the_folder(t
     assert sorted(os.listdir(tmp_path)) == ["deep"]
     assert sorted(os.listdir(tmp_path / "deep")) == ["cache"]
     assert sorted(os.listdir(cache.directory)) == [".gitignore", "CACHEDIR.TAG", "v1"]
-    for shard in os.listdir(cache.directory / "v1"):
+    for shard in set(os.listdir(cache.directory / "v1")) - {"stats", "upkeep"}:
         for name in os.listdir(cache.directory / "v1" / shard):
             assert re.fullmatch(r"[0-9a-f]{40}", name)
             assert name[:2] == shard

@@ -155,8 +155,8 @@ def no_heartbeat(patch):
     """Never touch the claim."""
     sign = Claim.sign
 
-    def silent(self, what):
-        sign(self, what)
+    def silent(self, *said):
+        sign(self, *said)
         self.door.stop_heartbeat(self.fd)
 
     patch.setattr(Claim, "sign", silent)
@@ -210,4 +210,20 @@ def dead_owners_scratch_forgotten(patch):
     patch.setattr(claim_module, "discard", lambda door, path: None)
     from atomcache import _listing
 
-    patch.setattr(_listing, "_remove_orphan", lambda door, path: False)
+    patch.setattr(_listing, "_remove_orphan", lambda door, path, layout: False)
+
+
+REMOVED = Scenario(("get", "remove"))
+FOLDER_REMOVED = Scenario(("get_folder", "remove"))
+
+
+@mutant(REMOVED)
+def publish_what_was_removed(patch):
+    """Publish without looking whether somebody removed the entry meanwhile."""
+    patch.setattr(Claim, "revoked", lambda self: False)
+
+
+@mutant(FOLDER_REMOVED)
+def leave_what_stands_ready(patch):
+    """Tell the owner that the entry was removed, and leave what it is about to publish."""
+    patch.setattr(claim_module, "_take_away", lambda step, *names: None)

@@ -82,6 +82,9 @@ class Scenario:
         world = World(self.personality, self.machines, self.skew)
         world.scenario = self
         world.completed = set()
+        world.began = {}
+        world.removals = []
+        world.ticks = 0
         world.builders = []
         world.tokens = 0
         world.mkdir(DIRECTORY)
@@ -153,7 +156,10 @@ class Scenario:
         return value
 
     def do_remove(self, process):
+        world = process.world
+        began = self.tick(process)
         process.door.cache.remove("key")
+        world.removals.append(began)
 
     def do_reap(self, process):
         process.door.cache.reap()
@@ -179,7 +185,7 @@ class Scenario:
         path = process.door.cache.get_or_create_path(
             "key", lambda target: self.build_file(process, str(target)), name="made"
         )
-        return read_whole(process.world, str(path))
+        return self.read_made(process, str(path))
 
     def do_get_folder(self, process):
         def build(target):
@@ -187,12 +193,22 @@ class Scenario:
             self.build_file(process, f"{target}/inside")
 
         path = process.door.cache.get_or_create_path("key", build, name="made")
-        return read_whole(process.world, f"{path}/inside")
+        return self.read_made(process, f"{path}/inside")
+
+    def read_made(self, process, path):
+        """Return what was made, or `None` if somebody removed it since."""
+        try:
+            return read_whole(process.world, path)
+        except FileNotFoundError:
+            if "remove" not in self.roles:
+                raise
+            return None
 
     def build(self, process, fail=False, slow=False):
         """Be a factory: begin, take a while, end."""
         world = process.world
         self.begin(process)
+        began = self.tick(process)
         try:
             process.door.step("factory", "begins")
             if slow:
@@ -203,6 +219,7 @@ class Scenario:
             world.tokens += 1
             value = f"by {process.name}, number {world.tokens}".encode()
             world.completed.add(value)
+            world.began[value] = began
             process.past = hash((process.past, value))
         finally:
             process.building = False
@@ -215,6 +232,12 @@ class Scenario:
             process.door.write(fd, value)
         finally:
             process.door.close(fd)
+
+    def tick(self, process):
+        """Return a number that orders beginnings of builds and of removals."""
+        process.world.ticks += 1
+        process.past = hash((process.past, process.world.ticks))
+        return process.world.ticks
 
     def begin(self, process):
         process.building = True
@@ -234,9 +257,18 @@ class Scenario:
             return
         if content not in world.completed:
             world.faults.append(f"{process.name} published what nobody completed: {content!r}")
+        self.check_removed(world, process.name, content)
         expected = getattr(world, "expired", None)
         if old is not None and old is not expected and self.stable and not world.hostile:
             world.faults.append(f"{process.name} replaced what was published")
+
+    def check_removed(self, world, name, content):
+        """Note it if a removal that has ended did not keep an older build from the entry."""
+        if self.machines > 1:
+            return  # another machine's word in the claim may be seen too late
+        began = world.began.get(content)
+        if began is not None and any(began < removal for removal in world.removals):
+            world.faults.append(f"{name} brought back what was removed: {content!r}")
 
     def check(self, world):
         """Return what is wrong with a history that has come to its end."""
@@ -258,6 +290,12 @@ class Scenario:
                 allowed += world.begun  # see `may_raise`
             if world.begun > allowed:
                 faults.append(f"{world.begun} builds began, and {world.kills} were killed")
+        for name in world.entry_names if "remove" in self.roles else ():
+            shard = world.find(f"{DIRECTORY}/v1").folder.get(name[:2])
+            entry = None if shard is None else shard.folder.get(name)
+            if entry is not None and "loop" not in self.roles:
+                self.check_removed(world, "somebody", whole(entry))
+        faults += [fault for fault in world.faults if fault not in faults]
         last = self.read_at_rest(world, faults)
         if self.stable and self.personality != "hostile":
             for value in set(returned) - {last}:

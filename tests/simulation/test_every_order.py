@@ -21,6 +21,8 @@ LONG = {
     "two ask in a folder yet to be made": (Scenario(("get", "get"), made=False), 1),
     "two fail": (Scenario(("fail", "fail")), 1),
     "two replace what expired": (Scenario(("refresh", "refresh")), 1),
+    "two ask, one removes": (Scenario(("get", "get", "remove")), 1),
+    "one asks for a folder, one removes": (Scenario(("get_folder", "remove")), 1),
     "one asks, one reaps": (Scenario(("get", "reap")), 1),
     "three ask": (Scenario(("get", "get", "get")), 1),
     "Windows": (Scenario(("get", "get"), "windows"), 1),

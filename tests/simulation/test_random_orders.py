@@ -22,6 +22,8 @@ ROLES = (
     ("get", "fail", "get"),
     ("get", "set", "get"),
     ("get", "remove", "get"),
+    ("get_folder", "remove", "get_folder"),
+    ("get", "remove", "remove", "get"),
     ("get", "reap", "get"),
     ("get_slow", "get", "get"),
     ("refresh", "refresh", "refresh"),

@@ -74,9 +74,10 @@ class Inode:
 
 
 class OpenFile:
-    __slots__ = ("inode", "offset", "path", "process", "written")
+    __slots__ = ("append", "inode", "offset", "path", "process", "written")
 
-    def __init__(self, inode, process, path):
+    def __init__(self, inode, process, path, append):
+        self.append = append
         self.inode = inode
         self.process = process
         self.path = path
@@ -251,7 +252,7 @@ class World:
                 folder.mtime = self.now
         elif inode is None:
             raise FileNotFoundError(errno.ENOENT, "no such file", path)
-        file = OpenFile(inode, process, path)
+        file = OpenFile(inode, process, path, bool(flags & os.O_APPEND))
         inode.opened += 1
         inode.shown.pop(process.machine.number, None)  # opening refreshes attributes
         fd = 3
@@ -306,6 +307,18 @@ class World:
         self._place(process, to_folder, to_name, inode, target)
         if old is not None:
             self._drop(old)
+
+    def exchange(self, process, one, other):
+        if self.blocking:
+            raise OSError(errno.ENOSYS, "names can't be exchanged here", one)
+        folders = [self.parent(path) for path in (one, other)]
+        for (folder, name), path in zip(folders, (one, other), strict=True):
+            if name not in folder.folder:
+                raise FileNotFoundError(errno.ENOENT, "no such file", path)
+        (first, a), (second, b) = folders
+        mine, theirs = first.folder[a], second.folder[b]
+        self._place(process, first, a, theirs, one)
+        self._place(process, second, b, mine, other)
 
     def link(self, process, source, target):
         inode = self.find(source)
@@ -480,6 +493,9 @@ class SimLock:
 class SimDoor:
     """A door that opens on a `World`; see `atomcache._door.Door` for what each call means."""
 
+    upkeep = False
+    start_thread = None
+
     def __init__(self, world, process):
         self.world = world
         self.owner = process
@@ -568,8 +584,9 @@ class SimDoor:
         half = len(data) // 2 if ".temp." in file.path else 0
         for part in (data[:half], data[half:]) if half else (data,):
             me = self.step("write", file.path)
-            file.inode.data = file.inode.data[: file.written] + part
-            file.written += len(part)
+            at = len(file.inode.data) if file.append else file.written
+            file.inode.data = file.inode.data[:at] + part + file.inode.data[at + len(part) :]
+            file.written = at + len(part)
             file.inode.mtime = self.world.now
             self.saw(me, len(part))
 
@@ -602,6 +619,10 @@ class SimDoor:
         me = self.step("replace", target)
         self._attempt(me, self.world.rename, self.owner, source, target, True)
 
+    def exchange(self, one, other):
+        me = self.step("exchange", other)
+        self._attempt(me, self.world.exchange, self.owner, one, other)
+
     def unlink(self, path):
         me = self.step("unlink", path)
         self._attempt(me, self.world.unlink, self.owner, path)
@@ -620,6 +641,14 @@ class SimDoor:
         if inode.folder is None:
             raise NotADirectoryError(errno.ENOTDIR, "not a folder", path)
         return list(self.saw(me, tuple(inode.folder)))
+
+    def move(self, source, target):
+        self.rename(source, target)
+
+    def temporary_folder(self):
+        folder = f"/apart-{self.owner.name}-{self.urandom(4).hex()}"
+        self.mkdir(folder)
+        return folder
 
     def utime(self, path, times):
         self._attempt(self.me(), self.world.find, path).mtime = times[1]
