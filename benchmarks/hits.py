@@ -6,8 +6,8 @@ takes away what a competitor, or the processor, remembers of the last one.  The 
 `os.open`, `os.fstat`, `os.read` and `os.close` on the very file in which atomcache keeps
 the value (its header, some 190 bytes, included), with the path known beforehand.
 
-Calls.  A function of two small integers, memoized, returns 4 KB.  `cache.memoize` is
-measured if this atomcache has it; ``tuple key`` is ``get_or_create(("f", 1, 2), ...)``.
+Calls.  A function of two small integers, memoized, returns 4 KB.  ``tuple key`` is
+``get_or_create(("f", 1, 2), ...)``, which writes its key down anew each time.
 
 Paths.  `get_or_create_path` against `os.stat` of the path that it returns.
 
@@ -133,9 +133,7 @@ def _calls(folder: str) -> dict[str, Callable[[], Contestant]]:
         return contestant(lambda one, two: ask(("f", one, two), lambda: function(one, two)))
 
     made = {TUPLE: ours}
-    memoize = getattr(cache, "memoize", None)
-    if memoize is not None:
-        made[MEMOIZE] = lambda: contestant(_decorated(memoize, function))
+    made[MEMOIZE] = lambda: contestant(cache.memoize(function))
     for name in DISKCACHE:
         if peers.installed(name):
             made[f"{name}.memoize"] = lambda name=name: contestant(  # type: ignore[misc]
@@ -144,13 +142,6 @@ def _calls(folder: str) -> dict[str, Callable[[], Contestant]]:
                 .memoize(name="f")(function)
             )
     return made
-
-
-def _decorated(memoize: Any, function: Any) -> Any:
-    try:
-        return memoize(function)
-    except TypeError:
-        return memoize()(function)
 
 
 def _fill(folder: str, keys: list[str], size: int, only: list[str]) -> None:
@@ -237,8 +228,6 @@ def measure(settings: Settings) -> Findings:
             if mine in samples.values and f"{name}.memoize" in samples.values:
                 ratio = samples.ratio(f"{name}.memoize", mine)
                 found.at_least(f"memoized call that hits, {name}.memoize against {mine}", ratio, 1)
-    if MEMOIZE not in samples.values:
-        found.remarks.append("This atomcache has no `memoize` yet; `tuple key` stands for it.")
     return found
 
 

@@ -112,6 +112,7 @@ def interleaved(module: str, group: str, given: dict[str, Any], *, quick: bool) 
 def _loops(contestant: Contestant, sample: float) -> int:
     """Return how many calls fill a sample; warms up on the way."""
     loops = 1
+    _sample(contestant, 1)  # the first call of all may load modules
     while True:
         spent = _sample(contestant, loops) * loops
         if spent >= sample / 2 or loops >= 1 << 16:
