@@ -950,7 +950,10 @@ class Cache:
         value: T = MISS
         try:
             if not anew:
-                value = self._read(path, name, chosen)
+                if self._memory is None:
+                    value = read(self._door, path, name, chosen)
+                else:
+                    value = self._read(path, name, chosen)
         except OSError as error:
             entry = ValueEntry(self._layout, name, key, chosen, factory)
             value = self._unreadable(entry, error)
@@ -1138,8 +1141,6 @@ class Cache:
 
     def _read(self, path: str, name: bytes, chosen: Options, largest: float = NEVER) -> Any:
         if self._memory is None:
-            if largest == NEVER:
-                return read(self._door, path, name, chosen)
             return read(self._door, path, name, chosen, Want(largest=largest))
         return read_remembered(self._memory, self._door, path, name, chosen, largest)
 

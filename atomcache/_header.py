@@ -65,7 +65,9 @@ MAGIC = b"\x89atomc1\n"
 
 _HEAD = struct.Struct(f"<8sQ20sHHII{NAME_SIZE}sdddQQ32s")
 _ROW = struct.Struct("<QQQ")
+_ROW_SIZE = _ROW.size
 SIZE = _HEAD.size
+_new = tuple.__new__  # what `Header._make` calls, without the call
 _SUMMED_FROM = 16
 """Where `head_sum` begins: after the magic and itself."""
 
@@ -91,10 +93,10 @@ def parse(data: Buffer) -> Header:
     """Return the header at the start of `data`, which must reach to the payload."""
     if len(data) < SIZE:
         raise Damaged(f"it has {len(data)} bytes, fewer than a header")
-    header = Header._make(_HEAD.unpack_from(data))
+    header = _new(Header, _HEAD.unpack_from(data))
     if header.magic != MAGIC:
         raise Damaged("it does not begin as an entry of this format")
-    end = payload_start(header)
+    end = SIZE + header.meta_size + header.buffers * _ROW_SIZE
     if len(data) < end:
         raise Damaged("it ends before its payload")
     if xxh3_64_intdigest(data[_SUMMED_FROM:end]) != header.head_sum:
@@ -116,7 +118,7 @@ def glance(data: Buffer) -> Header:
 
 def payload_start(header: Header) -> int:
     """Return at which byte of the file the payload begins."""
-    return SIZE + header.meta_size + header.buffers * _ROW.size
+    return SIZE + header.meta_size + header.buffers * _ROW_SIZE
 
 
 def read_meta(data: Buffer, header: Header) -> dict[str, Any]:
@@ -136,7 +138,7 @@ def read_meta(data: Buffer, header: Header) -> dict[str, Any]:
 def read_rows(data: Buffer, header: Header) -> list[tuple[int, int, int]]:
     """Return position, size and checksum of each out-of-band buffer."""
     start = SIZE + header.meta_size
-    return list(_ROW.iter_unpack(data[start : start + header.buffers * _ROW.size]))
+    return list(_ROW.iter_unpack(data[start : start + header.buffers * _ROW_SIZE]))
 
 
 def padding(position: int) -> int:
@@ -160,7 +162,7 @@ def assemble(
 ) -> list[Buffer]:
     """Return the parts of an entry file, to be written one after the other."""
     told = write_lines(meta)
-    start = SIZE + len(told) + len(buffers) * _ROW.size
+    start = SIZE + len(told) + len(buffers) * _ROW_SIZE
     body: list[Buffer] = [payload]
     position = start + len(payload)
     payload_sum = xxh3_64(payload)

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ._build import Build
-    from ._codecs import AnyCodec, Buffer
+    from ._codecs import Buffer
     from ._door import Door
     from ._header import Header
     from ._layout import Layout
@@ -134,7 +134,12 @@ def read(
             return MISS
         if found is not None and codec.guarded:
             codec.check_origin(path, found, header, payload, buffers)
-        value = _unpack(codec, header.form, payload, buffers)
+        try:
+            value = codec.unpack(header.form, payload, buffers)
+        except AtomcacheError:
+            raise
+        except Exception as error:  # whatever a codec says of bytes that it can't read
+            raise Damaged(f"codec {codec.name!r} can't read it: {error!r}") from error
         if memory is not None and found is not None and not header.flags & HAS_INPUTS:
             memory.put(path, found, codec, value, header)
         return value
@@ -215,15 +220,6 @@ def _split(
             _verified.clear()
         _verified[path] = version
     return bytes(parts[0]), parts[1:]
-
-
-def _unpack(codec: AnyCodec, form: int, payload: Buffer, buffers: Sequence[memoryview]) -> Any:
-    try:
-        return codec.unpack(form, payload, buffers)
-    except AtomcacheError:
-        raise
-    except Exception as error:  # whatever a codec says of bytes that it can't read
-        raise Damaged(f"codec {codec.name!r} can't read it: {error!r}") from error
 
 
 class ValueEntry(Entry):
