@@ -1114,6 +1114,22 @@ def test_a_factory_can_read_whole_folders(cache, tmp_path, make, kind):
     assert [kind.get(cache, reading), kind.get(cache, reading)] == ["3", "3"]
 
 
+@each_sync_kind
+def test_a_factory_can_read_more_files_than_a_hit_reads_at_once(cache, tmp_path, make, kind):
+    sources = [tmp_path / f"{'long' * 20}-{number}" for number in range(1500)]
+    for source in sources:
+        source.touch()
+
+    def read_all(build):
+        for source in sources:
+            build.input(source)
+
+    reading = says(read_all, make)
+    assert [kind.get(cache, reading), kind.get(cache, reading)] == ["1", "1"]
+    sources[-1].write_text("changed")
+    assert [kind.get(cache, reading), kind.get(cache, reading)] == ["2", "2"]
+
+
 @pytest.mark.parametrize("empty", [True, False], ids=["empty", "filled"])
 def test_a_file_that_comes_into_a_folder_that_was_read_counts_too(cache, tmp_path, make, empty):
     folder = tmp_path / "sources"
