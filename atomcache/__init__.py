@@ -90,9 +90,11 @@ __all__ = [
     "Stats",
     "StorageError",
     "UnsafeDirectoryError",
+    "Waiting",
     "current_build",
     "default_cache",
     "get_or_create",
+    "show_waiting",
 ]
 
 _default: Cache | None = None
@@ -125,7 +127,10 @@ _LATER = {
     "CallKey": "_call_key",
     "EntryInfo": "_listing",
     "InputKey": "_inputs",
+    "Display": "_display",
     "Memoized": "_memoize",
+    "Waiting": "_waiting",
+    "show_waiting": "_display",
 }
 """Names that not every program needs, and where they are."""
 

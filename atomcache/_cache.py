@@ -13,7 +13,6 @@ import atexit
 import os
 import sys
 from _weakref import ref
-from contextlib import contextmanager
 
 from ._codec_table import CodecTable
 from ._door import door as real_door
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
 
     from ._door import Door
+    from ._hold import Holding
     from ._inputs import Snapshot
     from ._listing import BuildInfo, EntryInfo
     from ._memoize import AsyncMemoized, Memoized, Memoizer, PathMemoizer
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from ._protocol import Entry
     from ._statistics import Statistics, Stats
     from ._upkeep import Pruned, Upkeep
+    from ._waiting import Waiting
     from ._watch import Event
 
     P = ParamSpec("P")
@@ -98,6 +99,10 @@ class Cache:
     max_idle : float, timedelta or str, optional
         Seconds, or such as ``"30d"``, without use after which an entry is removed.  Use is
         known to the hour.
+    on_wait : callable, optional
+        Called with a `Waiting` some ten times a second, from a thread, while anything in this
+        process waits for somebody else's build, and once more, with ``over`` set, when it has
+        ended.  Is not carried along when the cache is pickled.
     **options
         Defaults for every call, as documented in `Options`: `max_age`, `stale_for`,
         `stale_on_error`, `retry_after`, `jitter`, `timeout`, `on_error`, `on_store_error`,
@@ -130,6 +135,7 @@ class Cache:
         max_bytes: int | str | None = None,
         max_entries: int | None = None,
         max_idle: float | timedelta | str | None = None,
+        on_wait: Callable[[Waiting], object] | None = None,
         **options: Unpack[CallOptions],
     ) -> None:
         place: Any = directory if isinstance(directory, str) else _path_of(directory)
@@ -151,6 +157,9 @@ class Cache:
             "max_idle": max_idle,
             **options,
         }
+        if on_wait is not None:
+            _check_callable("on_wait", on_wait)
+        self._on_wait = on_wait
         self._open(real_door)
 
     def _open(self, door: Door) -> None:
@@ -183,6 +192,7 @@ class Cache:
         )
         self._watch = Watch(door)
         self._protocol = Protocol(door, self._layout, self._watch, lease)
+        self._protocol.on_wait = self._on_wait
         self._ends_in = 0
         self._kept_up: tuple[Upkeep, Statistics] | None = None
         self._statistics = _statistics_of(door, self._layout, self._watch)
@@ -852,7 +862,6 @@ class Cache:
         assert pruned is not None
         return pruned
 
-    @contextmanager
     def hold(
         self,
         key: object,
@@ -860,7 +869,7 @@ class Cache:
         *,
         name: str | None = None,
         **options: Unpack[CallOptions],
-    ) -> Iterator[Path]:
+    ) -> Holding:
         """Keep a file or folder from being evicted for as long as a ``with`` block runs.
 
         A crash ends the hold.  `remove` and `clear` are not kept from anything, and a refresh puts
@@ -874,17 +883,17 @@ class Cache:
         build, name, **options
             As for `get_or_create_path`, to make it if there is none.
 
-        Yields
-        ------
-        pathlib.Path
-            The path of what is held.
+        Returns
+        -------
+        Holding
+            A context manager; what its block gets is the path of what is held.
 
         Raises
         ------
         MissingEntryError
-            If there is none, and no `build` is given.
+            At the start of the block, if there is none, and no `build` is given.
         Exception
-            As for `get_or_create_path`.
+            At the start of the block, as for `get_or_create_path`.
 
         Examples
         --------
@@ -896,27 +905,26 @@ class Cache:
         ...     path.read_text()
         'hello'
         """
-        from ._hold import Hold
+        from ._hold import Hold, Holding
 
-        while True:
-            if build is None:
-                path = self.get_path(key, **options)
-            elif name is None:
-                raise OptionError("hold needs a name= for what build= makes")
-            else:
-                path = self.get_or_create_path(key, build, name=name, **options)
-            if path is None:
-                raise MissingEntryError(
-                    f"there is no path of key {describe(key)} to be held, in "
-                    f"{self._layout.directory}. Make it first, or pass build= and name="
-                )
-            hold = Hold(self._layout, os.path.dirname(path))
-            if hold.share():
-                break
-        try:
-            yield path
-        finally:
-            hold.end()
+        def hold() -> tuple[Path, Hold]:
+            while True:
+                if build is None:
+                    path = self.get_path(key, **options)
+                elif name is None:
+                    raise OptionError("hold needs a name= for what build= makes")
+                else:
+                    path = self.get_or_create_path(key, build, name=name, **options)
+                if path is None:
+                    raise MissingEntryError(
+                        f"there is no path of key {describe(key)} to be held, in "
+                        f"{self._layout.directory}. Make it first, or pass build= and name="
+                    )
+                held = Hold(self._layout, os.path.dirname(path))
+                if held.share():
+                    return path, held
+
+        return Holding(hold)
 
     def reap(self) -> int:
         """Remove what dead builders left behind and return how many things that was.
@@ -1231,6 +1239,7 @@ class Cache:
 
     def __setstate__(self, given: dict[str, Any]) -> None:
         self._given = given
+        self._on_wait = None
         self._open(real_door)
 
     def __repr__(self) -> str:

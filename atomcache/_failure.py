@@ -17,7 +17,6 @@ counts as none, and whoever waited looks again.
 from __future__ import annotations
 
 import sys
-from types import ModuleType
 
 from ._errors import BuildFailedError, RemoteTraceback
 
@@ -120,7 +119,7 @@ def _find_class(module: str, name: str) -> type[Exception] | None:
     found: Any = sys.modules.get(module)
     for part in name.split("."):
         # Not getattr: a lazy module's could import, thus run, anything.
-        if type(found) is ModuleType:
+        if type(found) is type(sys):
             found = found.__dict__.get(part)
         elif issubclass(type(found), type):
             found = _names_of_class(found).get(part)

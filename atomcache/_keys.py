@@ -19,9 +19,13 @@ from __future__ import annotations
 
 import os
 import sys
-from hashlib import blake2b
 
 from ._errors import KeyTypeError
+
+try:
+    from _blake2 import blake2b  # hashlib's own, without loading OpenSSL: 5 ms of a process
+except ImportError:
+    from hashlib import blake2b
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
