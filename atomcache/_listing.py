@@ -81,6 +81,8 @@ class EntryInfo:
         Module and qualified name of the decorated function that made it, or empty.
     last_used
         When it was used last, in seconds since the epoch, to the hour.
+    id
+        40 hexadecimal digits that name the entry in its folder.
     """
 
     key: str
@@ -94,6 +96,7 @@ class EntryInfo:
     tags: tuple[str, ...]
     function: str = ""
     last_used: float = 0.0
+    id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +145,7 @@ def builds(layout: Layout) -> Iterator[BuildInfo]:
             inode = layout.door.lstat(path).st_ino
         except FileNotFoundError:
             continue
-        done, total, note = _progress(record.progress)
+        done, total, note = progress_of(record.progress)
         yield BuildInfo(
             key=record.key,
             kind=record.kind,
@@ -158,7 +161,8 @@ def builds(layout: Layout) -> Iterator[BuildInfo]:
         )
 
 
-def _progress(told: str) -> tuple[float | None, float | None, str]:
+def progress_of(told: str) -> tuple[float | None, float | None, str]:
+    """Return how far a build is, by what its claim says: done, total and a note."""
     done, _, rest = told.partition(" ")
     total, _, note = rest.partition(" ")
     try:
@@ -358,6 +362,7 @@ def _inspect(door: Door, path: str) -> EntryInfo:
         tags=tuple(meta["tags"]),
         function=meta.get("function", ""),
         last_used=used,
+        id=os.path.basename(path),
     )
 
 

@@ -15,10 +15,12 @@ from ._errors import BuildTimeout
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable
 
     from ._claim import Record
     from ._door import Door
     from ._protocol import Entry
+    from ._waiting import Wait, Waiting
 
 SHORTEST_PAUSE = 0.001
 LONGEST_PAUSE = 1.0
@@ -29,12 +31,20 @@ PAUSE_SHARE = 8
 of the build at most, and looks a few dozen times per build rather than thousands."""
 
 
+everywhere: list[Callable[[Waiting], object]] = []
+"""Told of the waits of every cache in this process, as `show_waiting` wants."""
+
+
 class Patience:
     """How long one caller has waited, for what, and how long it still may."""
 
-    def __init__(self, door: Door, entry: Entry) -> None:
+    def __init__(
+        self, door: Door, entry: Entry, on_wait: Callable[[Waiting], object] | None = None
+    ) -> None:
         self._door = door
         self._entry = entry
+        self._on_wait = on_wait
+        self._wait: Wait | None = None
         self._began = door.monotonic()
         self._looks: tuple[int, ...] | None = None
         self._looks_so_since = self._began
@@ -48,6 +58,19 @@ class Patience:
             return None
         waited: float = self._door.monotonic() - self._began
         return timeout - waited
+
+    def begin(self) -> None:
+        """Have it told that the caller waits, if anybody wants to know."""
+        if self._wait is None and (self._on_wait is not None or everywhere):
+            from ._waiting import begin
+
+            self._wait = begin(self._entry, self._on_wait)
+
+    def end(self) -> None:
+        """Have it told that the caller waits no more."""
+        wait, self._wait = self._wait, None
+        if wait is not None:
+            wait.end()
 
     def unchanged(self, found: os.stat_result) -> float:
         """Return for how many seconds a claim has shown no sign of life, by our own clock."""
@@ -68,6 +91,7 @@ class Patience:
         left = self.left()
         if left is not None and left <= 0:
             raise self.ended(record)
+        self.begin()
         waited = 0.0 if found is None else self._door.monotonic() - self._claim_since
         pause = min(max(waited / PAUSE_SHARE, SHORTEST_PAUSE), longest)
         jitter = int.from_bytes(self._door.urandom(1)) / 255  # 0 to 1

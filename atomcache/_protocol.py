@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from ._path import PathEntry
     from ._publish import Identity
     from ._value import ValueEntry
+    from ._waiting import Waiting
     from ._watch import Watch
 
     Entry: TypeAlias = ValueEntry | PathEntry
@@ -113,11 +114,13 @@ class Protocol:
         self.resting: dict[str, float] = {}
         self.failed: dict[str, float] = {}
         self.published: Callable[[Entry], None] = lambda entry: None
+        self.start_behind: Callable[[Callable[[], None]], None] = door.start_thread
+        self.on_wait: Callable[[Waiting], object] | None = None
 
     def get(self, entry: Entry, started: float) -> Any:
         """Return an entry's value or path, built now if need be, once for all who ask."""
         self.miss(entry)
-        old = self.serve_old(entry, self.door.start_thread)
+        old = self.serve_old(entry, self.start_behind)
         if old is not MISS:
             return old
         try:
@@ -135,7 +138,7 @@ class Protocol:
         entry.damaged = lambda: self.watch.tell("corrupt", entry.key)
 
     def _get(self, entry: Entry, started: float) -> Any:
-        patience = Patience(self.door, entry)
+        patience = Patience(self.door, entry, self.on_wait)
         while True:
             flight, leading = self.flights.board(entry.path)
             if leading:
@@ -283,6 +286,7 @@ class Protocol:
         try:
             outcome = self._attempt(entry, started, patience)
         finally:
+            patience.end()
             shared = None if outcome is None or outcome.alone else outcome
             self.flights.land(entry.path, flight, shared)
         return outcome
@@ -295,9 +299,11 @@ class Protocol:
         self.announce(path)
         try:
             self.check_circle(entry, path)
+            patience.begin()
             if not flight.wait(patience.left()):
                 raise patience.ended(living_record(self.door, path))
         finally:
+            patience.end()
             self.announce_end(path)
             self.watch.tell("waited", entry.key, seconds=self.door.monotonic() - began)
         outcome = self.learn(entry, flight)
@@ -330,6 +336,7 @@ class Protocol:
                 if claim is None:
                     outcome = self._wait(entry, started, patience)
                 else:
+                    patience.end()
                     outcome = self._build(entry, claim, started)
                     builds += 1
                 if outcome is not None:
@@ -508,6 +515,7 @@ class Protocol:
                 if let_go:
                     self.door.unlock(fd)
             else:
+                patience.begin()
                 let_go = self.door.wait_shared(fd, left)
             if not let_go:
                 raise patience.ended(record)

@@ -120,7 +120,7 @@ async def get(protocol: Protocol, entry: Entry, errand: Errand, started: float) 
 
 
 async def _get(protocol: Protocol, entry: Entry, errand: Errand, started: float) -> Any:
-    patience = Patience(protocol.door, entry)
+    patience = Patience(protocol.door, entry, protocol.on_wait)
     while True:
         flight, leading = protocol.flights.board(entry.path)
         if leading:
@@ -154,9 +154,11 @@ async def _follow(
     protocol.announce(path)
     try:
         protocol.check_circle(entry, path)
+        patience.begin()
         if not await _landed(protocol, flight, patience.left()):
             raise patience.ended(living_record(protocol.door, path))
     finally:
+        patience.end()
         protocol.announce_end(path)
         protocol.watch.tell("waited", entry.key, seconds=protocol.door.monotonic() - began)
     outcome = protocol.learn(entry, flight)
