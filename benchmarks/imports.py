@@ -5,7 +5,9 @@ in an empty folder, with compiled modules in place.  The cost is the median, ove
 of the difference in the same round: in time, and in processor time (user and system),
 which other processes disturb less.  An editable installation costs both sides the same.
 
-A second check runs a process that only hits and lists what it has loaded since `atomcache`
+A command that ``atomcache run`` replays is measured alike, by the ratio to the empty interpreter.
+
+Another check runs a process that only hits and lists what it has loaded since `atomcache`
 was imported, and whether `filelock` is among all modules.
 """
 
@@ -46,17 +48,18 @@ print("filelock" in sys.modules)
 """
 
 
-def _start(command: str, folder: str) -> tuple[float, float]:
-    """Return the time and the processor time of an interpreter that runs a command."""
+def _start(arguments: list[str], folder: str) -> tuple[float, float]:
+    """Return the time and the processor time of an interpreter."""
     environment = {**os.environ, "PYTHONPYCACHEPREFIX": os.path.join(folder, "bytecode")}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    environment["ATOMCACHE_DIR"] = os.path.join(folder, "commands")
     began = time.perf_counter()
-    with subprocess.Popen([sys.executable, "-c", command], cwd=folder, env=environment) as child:
+    with subprocess.Popen([sys.executable, *arguments], cwd=folder, env=environment) as child:
         _, status, usage = os.wait4(child.pid, 0)
         took = time.perf_counter() - began
         child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
-        raise RuntimeError(f"{command!r} failed")
+        raise RuntimeError(f"{arguments!r} failed")
     return took, usage.ru_utime + usage.ru_stime
 
 
@@ -75,7 +78,7 @@ def measure(settings: Settings) -> Findings:
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
     for turn in range(13 if settings.quick else 31):
         for name, command in commands.items():
-            taken = _start(command, folder)
+            taken = _start(["-c", command], folder)
             if turn:  # the first one compiles
                 times[name].append(taken)
 
@@ -95,6 +98,8 @@ def measure(settings: Settings) -> Findings:
             rows.append([name, "not installed", ""])
     found.tables.append(Table("Importing", rows))
     found.at_most("import atomcache over bare Python", over("atomcache", 0), 20, "ms")
+
+    _replay(found, folder, settings.quick)
 
     cache = Cache(os.path.join(folder, "cache"))
     cache.set("bytes", b"x")
@@ -117,3 +122,26 @@ def measure(settings: Settings) -> Findings:
         f"beyond `import atomcache`: {loaded or 'nothing'}."
     )
     return found
+
+
+def _replay(found: Findings, folder: str, quick: bool) -> None:
+    """Compare a command that is replayed with an interpreter that does nothing."""
+    commands = {
+        "python -c pass": ["-c", "pass"],
+        "python -m atomcache run -- true": ["-m", "atomcache", "run", "--", "true"],
+    }
+    times: dict[str, list[float]] = {name: [] for name in commands}
+    for turn in range(13 if quick else 41):
+        for name, arguments in commands.items():
+            taken, _ = _start(arguments, folder)
+            if turn:  # the first one runs the command
+                times[name].append(taken)
+    bare, replayed = times.values()
+    ratio = median(one / other for one, other in zip(replayed, bare, strict=True))
+    rows = [["", "median", "ratio"]]
+    rows.append(["python -c pass", f"{median(bare) * 1000:.1f} ms", ""])
+    rows.append(
+        ["python -m atomcache run -- true", f"{median(replayed) * 1000:.1f} ms", f"{ratio:.2f}"]
+    )
+    found.tables.append(Table("A command that is replayed", rows))
+    found.at_most("a replayed command, against python -c pass", ratio, 2.5, "times")

@@ -1,0 +1,140 @@
+"""The command ``atomcache``: memoize any command, and see what the cache does.
+
+What it is for: `main` finds the subcommand and runs it.  Each subcommand is a module of its own
+with two functions, ``describe(parser)``, which says what it takes, and ``run(options)``, which
+does it and returns the exit status.  Only the module of the subcommand that was asked for is
+loaded: a replayed command costs little more than starting Python.
+
+Exit status: 0, or what the command that `atomcache run` runs ended with; 1 for what went wrong,
+or was found wrong; 2 for a mistake on the command line and for unknown keys; 124 to 127 as
+`atomcache run --help` says; 128 and the signal's number after a signal.
+
+Who calls it: the script ``atomcache``, and ``python -m atomcache``.  What may go wrong: errors of
+the library become one line on the standard error stream, and status 1.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from .._errors import AtomcacheError
+from ._asked import MISUSE, Misuse
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from ._arguments import Parser
+
+COMMANDS = {
+    "run": "run a command once for all who ask, and replay it afterwards",
+    "ls": "list the entries",
+    "show": "show what is known of an entry",
+    "path": "print the path of what was built",
+    "cat": "print what is stored",
+    "rm": "remove entries",
+    "prune": "remove the least recently used entries",
+    "reap": "remove what dead builders left",
+    "clear": "remove all entries",
+    "verify": "read every checksum, and remove what is damaged",
+    "stats": "show what was counted",
+    "watch": "show builds in progress, live",
+    "doctor": "try what a filesystem is good for",
+    "completion": "print a script that completes commands and keys in a shell",
+}
+"""Each subcommand, in the module of the same name with an underscore before it."""
+
+FAILED = 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status.
+
+    Parameters
+    ----------
+    arguments
+        What stands after the program's name; that of this process by default.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(given)
+    except SystemExit as ended:  # argparse, after --help
+        return ended.code if isinstance(ended.code, int) else FAILED
+    except Misuse as error:
+        return _complain(given, error, MISUSE)
+    except AtomcacheError as error:
+        return _complain(given, error, FAILED)
+    except BrokenPipeError:
+        _drop_output()
+        return FAILED
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(given: list[str]) -> int:
+    if "_ARGCOMPLETE" in os.environ:
+        from ._completion import complete
+
+        complete()
+    if given and given[0] in COMMANDS:
+        name = given[0]
+        module = load(name)
+        options = module.parse(given[1:]) if name == "run" else None
+        if options is None:  # the usual way, which takes longer to load
+            options = parser(name).parse_args(given[1:])
+        status: int = module.run(options)
+        return status
+    return _help(given)
+
+
+def load(name: str) -> Any:
+    """Return the module of a subcommand."""
+    return getattr(__import__(f"{__name__}._{name}").cli, f"_{name}")
+
+
+def parser(name: str) -> Parser:
+    """Return the parser of a subcommand."""
+    from ._arguments import Parser
+
+    made = Parser(f"atomcache {name}", COMMANDS[name])
+    load(name).describe(made)
+    return made
+
+
+def _help(given: list[str]) -> int:
+    from .. import __version__
+
+    if given in (["--version"], ["-V"]):
+        print(f"atomcache {__version__}")
+        return 0
+    if given and given[0] not in ("--help", "-h", "help"):
+        kind = "option" if given[0].startswith("-") else "command"
+        raise Misuse(f"there is no {kind} {given[0]!r}; see atomcache --help")
+    if given[1:2] and given[1] in COMMANDS:
+        return _run([given[1], "--help"])
+    width = max(map(len, COMMANDS))
+    print("usage: atomcache COMMAND ...\n")
+    print("Build once, share everywhere: run commands once, and see what the cache does.\n")
+    print("commands:")
+    for name, purpose in COMMANDS.items():
+        print(f"  {name:{width}}  {purpose}")
+    print("\natomcache COMMAND --help tells more. All but run, doctor and completion take")
+    print("--json. Which cache: --cache DIR, else $ATOMCACHE_DIR, else the one that")
+    print("atomcache.get_or_create uses.")
+    return 0 if given else MISUSE
+
+
+def _complain(given: list[str], error: Exception, status: int) -> int:
+    name = f"atomcache {given[0]}" if given and given[0] in COMMANDS else "atomcache"
+    text = " ".join(str(error).split())
+    sys.stderr.write(f"{name}: {text}\n")
+    return status
+
+
+def _drop_output() -> None:
+    """Keep the interpreter from complaining, at its end, of a reader that went away."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

@@ -1,0 +1,75 @@
+"""What somebody typed, understood: lengths of time, sizes, and which cache is meant.
+
+Who calls it: every subcommand.  What may go wrong: `Misuse`, which becomes one line and exit
+status 2.
+"""
+
+from __future__ import annotations
+
+import os
+
+from .._cache import Cache
+from .._errors import AtomcacheError, OptionError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+MISUSE = 2
+"""Exit status for a mistake on the command line, as shells and argparse have it."""
+
+
+class Misuse(AtomcacheError):
+    """What somebody typed can't be meant."""
+
+
+def open_cache(options: Any, **parameters: Any) -> Cache:
+    """Return the cache that was asked for, by its option or by the environment."""
+    directory = options.cache or os.environ.get("ATOMCACHE_DIR")
+    if not directory:
+        return Cache.for_app("atomcache", **parameters)
+    try:
+        return Cache(directory, **parameters)
+    except OptionError as error:
+        raise Misuse(str(error)) from None
+
+
+def duration(text: str) -> float:
+    """Return how many seconds a text such as ``10m`` says; a bare number is seconds."""
+    from .._options import seconds
+
+    try:
+        length = seconds("it", float(text) if _is_number(text) else text)
+    except OptionError:
+        length = None
+    if length is None:
+        raise Misuse(f"{text!r} is no length of time; write 90, 90s, 10m, 1h30m or 7d")
+    return length
+
+
+def size(text: str) -> int:
+    """Return how many bytes a text such as ``10GB`` says; a bare number is bytes."""
+    from .._options import size
+
+    try:
+        number = size("it", int(text) if text.isdecimal() else text)
+    except OptionError:
+        number = None
+    if number is None:
+        raise Misuse(f"{text!r} is no size; write 500000, 64MB or 10GB")
+    return number
+
+
+def count(text: str) -> int:
+    """Return a whole number that is not negative."""
+    if not text.isdecimal():
+        raise Misuse(f"{text!r} is no whole number")
+    return int(text)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
