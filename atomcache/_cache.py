@@ -123,6 +123,8 @@ class Cache:
     42
     """
 
+    _on_wait: Callable[[Waiting], object] | None = None
+
     def __init__(
         self,
         directory: str | os.PathLike[str],
@@ -159,7 +161,7 @@ class Cache:
         }
         if on_wait is not None:
             _check_callable("on_wait", on_wait)
-        self._on_wait = on_wait
+            self._on_wait = on_wait
         self._open(real_door)
 
     def _open(self, door: Door) -> None:
@@ -1239,7 +1241,6 @@ class Cache:
 
     def __setstate__(self, given: dict[str, Any]) -> None:
         self._given = given
-        self._on_wait = None
         self._open(real_door)
 
     def __repr__(self) -> str:
