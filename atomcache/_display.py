@@ -10,6 +10,7 @@ if there is a terminal but no rich.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -80,6 +81,7 @@ class Display:
 
     def __init__(self, console: Console | None) -> None:
         self._console = console
+        self._pid = os.getpid()
         self._progress: Progress | None = None
         self._shown: dict[tuple[str, str], TaskID] = {}
 
@@ -91,7 +93,10 @@ class Display:
     def end(self) -> None:
         """Show nothing any more."""
         if self.see in everywhere:
-            everywhere.remove(self.see)
+            from ._waiting import forget
+
+            forget(self.see)
+        self._leave_parent()
         self._stop()
 
     def __enter__(self) -> Display:
@@ -109,6 +114,7 @@ class Display:
         """Show a wait, or that it is over."""
         if self._console is None:
             return
+        self._leave_parent()
         name = waiting.kind, waiting.key
         if waiting.over:
             shown = self._shown.pop(name, None)
@@ -123,6 +129,8 @@ class Display:
         if self._progress is None:
             self._progress = _new_progress(self._console)
             self._progress.start()
+            # A process that is killed while it waits could not bring the cursor back.
+            self._progress.console.show_cursor(True)
         if name not in self._shown:
             self._shown[name] = self._progress.add_task("", total=None, told="", note="")
         self._progress.update(
@@ -134,6 +142,14 @@ class Display:
             note=printable(waiting.note),
             refresh=True,
         )
+
+    def _leave_parent(self) -> None:
+        """Draw anew in a forked child, where a lock of rich's may stay locked for ever."""
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._console = find_console()
+            self._progress = None
+            self._shown.clear()
 
     def _stop(self) -> None:
         progress, self._progress = self._progress, None

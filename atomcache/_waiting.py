@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ._claim import claim_path, living_record
-from ._header import SIZE, Damaged, glance
+from ._header import MAGIC, SIZE, Damaged, glance
 from ._layout import META
 from ._listing import progress_of
 from ._log import logger
@@ -81,6 +81,7 @@ class Wait:
         self.waiters = 0
         self.began = self.door.monotonic()
         self.told: Waiting | None = None
+        self.ended = False
         self.took_before = _took_before(self.door, entry)
 
     def end(self) -> None:
@@ -90,9 +91,11 @@ class Wait:
             if self.waiters:
                 return
             _waits.pop(_name(self.entry, self.on_wait), None)
-        if self.told is not None:
-            waited = self.door.monotonic() - self.began
-            self.tell(replace(self.told, waited=waited, over=True))
+        with _telling:
+            self.ended = True  # a look that is under way is not told after the end
+            if self.told is not None:
+                waited = self.door.monotonic() - self.began
+                self._call(replace(self.told, waited=waited, over=True))
 
     def look(self) -> None:
         """Read the claim and tell of it."""
@@ -117,27 +120,33 @@ class Wait:
             note=note,
             took_before=self.took_before,
         )
-        self.tell(now)
-
-    def tell(self, waiting: Waiting) -> None:
-        """Tell the callbacks, one at a time."""
         with _telling:
-            if self.told is not None and self.told.over:
-                return
-            self.told = waiting
-            for callback in (self.on_wait, *everywhere):
-                if callback is None:
-                    continue
-                try:
-                    callback(waiting)
-                except Exception:
-                    logger().warning("on_wait failed at %r", waiting, exc_info=True)
+            if not self.ended:
+                self.told = now
+                self._call(now)
+
+    def _call(self, waiting: Waiting) -> None:
+        for callback in (self.on_wait, *everywhere):
+            if callback is None:
+                continue
+            try:
+                callback(waiting)
+            except Exception:
+                logger().warning("on_wait failed at %r", waiting, exc_info=True)
 
 
 _waits: dict[tuple[str, int], Wait] = {}
 _changing = threading.Condition(threading.RLock())
 _telling = threading.RLock()
+"""Held while callbacks are called, so that one is told one thing at a time."""
 _watching = False
+
+
+def forget(callback: Callable[[Waiting], object]) -> None:
+    """Tell a callback of `everywhere` nothing more; it is not being told anything either."""
+    with _telling:
+        if callback in everywhere:
+            everywhere.remove(callback)
 
 
 def begin(entry: Entry, on_wait: Callable[[Waiting], object] | None) -> Wait:
@@ -167,8 +176,13 @@ def _watch() -> None:
                 _watching = False
                 return
             waits = list(_waits.values())
-        for wait in waits:
-            wait.look()
+        try:
+            for wait in waits:
+                wait.look()
+        except BaseException:  # a callback that ends its thread; the next wait gets another one
+            with _changing:
+                _watching = False
+            raise
 
 
 def _name(entry: Entry, on_wait: object) -> tuple[str, int]:
@@ -180,7 +194,8 @@ def _took_before(door: Door, entry: Entry) -> float | None:
     try:
         fd = door.open_unnoticed(path)
         try:
-            return glance(door.read(fd, SIZE)).took
+            header = glance(door.read(fd, SIZE))
+            return header.took if header.magic == MAGIC else None
         finally:
             door.close(fd)
     except (OSError, Damaged):

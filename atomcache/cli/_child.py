@@ -14,16 +14,21 @@ import subprocess
 import threading
 from typing import TYPE_CHECKING, Any
 
-from ._recording import ERR, OUT, Recorder, write
+from ._recording import ERR, OUT, Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from ._recording import Output
 
 NOT_FOUND = 127
 CANNOT_RUN = 126
 _SIGNALED = 128
 
 _CHUNK = 65_536
+_LOOK_AT_CHILD = 0.2
+"""Seconds after which to look whether a child that was told to end has done so."""
+
 _PASSED_ON = [
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
@@ -33,7 +38,7 @@ _FROM_KEYS = [signal.SIGINT, getattr(signal, "SIGQUIT", signal.SIGINT)]
 
 
 class Interrupted(KeyboardInterrupt):
-    """This process was told to end, and the command with it.
+    """The process was told to end, and the command with it.
 
     Like Ctrl-C in a factory, it is no failure of the build: whoever waits tries anew.
     """
@@ -44,7 +49,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def run_command(
-    command: Sequence[str], given: bytes | None, out: int | None, err: int | None
+    command: Sequence[str], given: bytes | None, output: Output
 ) -> tuple[int, bool, Recorder]:
     """Run a command to its end.
 
@@ -54,8 +59,8 @@ def run_command(
         The program and its arguments.
     given
         What it reads on its standard input; `None` for nothing.
-    out, err
-        Descriptors to which its output is passed on as it comes; `None` for nowhere.
+    output
+        To which what it writes is passed on as it comes.
 
     Returns
     -------
@@ -63,13 +68,14 @@ def run_command(
         Its exit status as shells give it, whether it ran at all, and what it wrote.
     """
     recorder = Recorder()
-    targets: dict[int, int | None] = {OUT: out, ERR: err}
     with _Signals() as signals:
         try:
             child = _start(command, given)
         except OSError as error:
             text = f"atomcache run: can't run {command[0]!r}: {error.strerror or error}\n"
-            _pass_on(targets, recorder, ERR, os.fsencode(text))
+            told = text.encode("utf-8", "backslashreplace")
+            recorder.add(ERR, told)
+            output.write(ERR, told)
             missing = isinstance(error, FileNotFoundError)
             return (NOT_FOUND if missing else CANNOT_RUN), False, recorder
         signals.send_to(child)
@@ -79,12 +85,16 @@ def run_command(
             selector.register(child.stdout, selectors.EVENT_READ, OUT)
             selector.register(child.stderr, selectors.EVENT_READ, ERR)
             while selector.get_map():
-                for ready, _ in selector.select():
-                    data = os.read(ready.fd, _CHUNK)
+                ready = selector.select(_LOOK_AT_CHILD)
+                for pipe, _ in ready:
+                    data = os.read(pipe.fd, _CHUNK)
                     if data:
-                        _pass_on(targets, recorder, ready.data, data)
+                        recorder.add(pipe.data, data)
+                        output.write(pipe.data, data)
                     else:
-                        selector.unregister(ready.fileobj)
+                        selector.unregister(pipe.fileobj)
+                if not ready and signals.received and child.poll() is not None:
+                    break  # what it has started itself may have its pipes open for ever
         status = child.returncode
     if signals.received:
         raise Interrupted(signals.received[0])
@@ -101,17 +111,6 @@ def _start(command: Sequence[str], given: bytes | None) -> subprocess.Popen[byte
         file.write(given)
         file.seek(0)
         return subprocess.Popen(command, stdin=file, **pipes)
-
-
-def _pass_on(targets: dict[int, int | None], recorder: Recorder, stream: int, data: bytes) -> None:
-    recorder.add(stream, data)
-    target = targets[stream]
-    if target is None:
-        return
-    try:
-        write(target, data)
-    except BrokenPipeError:  # nobody reads here any more, but others wait for the result
-        targets[stream] = None
 
 
 class _Signals:

@@ -5,7 +5,8 @@ A recording is bytes: a first line that says what it is, then frames of the stre
 and the exit status in the place of the length.
 
 Who calls it: `atomcache run`, and `atomcache cat`.  What may go wrong: `ValueError` for what is
-no recording; `OSError` from whoever it is played to.
+no recording; `OSError` from whoever it is played to, which `Output` keeps for later: that nobody
+reads one stream any more is no reason to stop writing the other.
 """
 
 from __future__ import annotations
@@ -54,19 +55,44 @@ def is_recording(data: bytes) -> bool:
     return data[: len(MAGIC)] == MAGIC
 
 
-def play(data: bytes, out: int | None, err: int | None) -> int:
-    """Write what a command wrote to two descriptors and return its exit status.
+class Output:
+    """Where a command's streams go, each until it can't be written to any more.
 
     Parameters
     ----------
     out, err
-        Where its standard output and its standard error stream go; `None` for nowhere.
+        Descriptors for its standard output and its standard error stream; `None` for nowhere.
     """
-    *frames, (_, _, status) = _read(data)
-    for stream, start, end in frames:
-        target = out if stream == OUT else err
-        if target is not None:
-            write(target, memoryview(data)[start:end])
+
+    def __init__(self, out: int | None, err: int | None) -> None:
+        self._targets = {OUT: out, ERR: err}
+        self.error: OSError | None = None
+
+    def write(self, stream: int, data: bytes | memoryview) -> None:
+        """Write to one of the streams; what goes wrong first is kept as `error`."""
+        target = self._targets[stream]
+        if target is None:
+            return
+        try:
+            write(target, data)
+        except OSError as error:
+            self._targets[stream] = None
+            self.error = self.error or error
+
+    def play(self, recording: bytes) -> int:
+        """Write what a command wrote, and return its exit status."""
+        *frames, (_, _, status) = _read(recording)
+        for stream, start, end in frames:
+            self.write(stream, memoryview(recording)[start:end])
+        return status
+
+
+def play(data: bytes, out: int | None, err: int | None) -> int:
+    """Do as `Output.play`, and raise what went wrong."""
+    output = Output(out, err)
+    status = output.play(data)
+    if output.error is not None:
+        raise output.error
     return status
 
 
@@ -74,7 +100,12 @@ def write(descriptor: int, data: bytes | memoryview) -> None:
     """Write all of it."""
     rest = memoryview(data)
     while rest:
-        rest = rest[os.write(descriptor, rest) :]
+        try:
+            rest = rest[os.write(descriptor, rest) :]
+        except BlockingIOError:  # somebody who shares the pipe has made it so
+            from select import select
+
+            select([], [descriptor], [])
 
 
 def _read(data: bytes) -> Iterator[tuple[int, int, int]]:

@@ -14,9 +14,15 @@ from __future__ import annotations
 import os
 import sys
 
-from .._errors import AtomcacheError, BuildTimeout, MissingInputError
+from .._errors import (
+    AtomcacheError,
+    BuildTimeout,
+    EntryNameError,
+    MissingInputError,
+    OptionError,
+)
 from ._asked import Misuse, duration, open_cache
-from ._recording import is_recording, play
+from ._recording import Output, is_recording, write
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,6 +41,9 @@ OUTPUT = "{output}"
 
 _BEHIND = "ATOMCACHE_RUN_BEHIND"
 """Set for a process that builds what another one has answered from a stale entry."""
+
+_REBUILD = "import sys; sys.path[:] = {!r}; from atomcache.cli import main; sys.exit(main())"
+"""For such a process; it is to find the modules of this one, and none in the current folder."""
 
 _LARGEST_FAILURE = 400_000
 """Bytes of a failed command's output that those who wait get to see: claims hold a megabyte, and
@@ -58,7 +67,7 @@ exit status:
   that of the command, also when it is replayed (128 and the signal's number if a signal ended it)
   2    a mistake on the command line, or an input that is not there
   124  --timeout passed while another process was still running the command
-  125  the cache can't be used
+  125  the cache can't be used, or the output can't be written
   126  the command can't be run
   127  the command is not found
 
@@ -163,7 +172,8 @@ OPTIONS = {
         ),
         Option(
             "--stale-on-error",
-            "for so long after that, replay the old if the command fails",
+            "for so long after that, replay the old if the command fails; what it writes is "
+            "held back until it has ended",
             "TIME",
             duration,
         ),
@@ -179,7 +189,11 @@ OPTIONS = {
             "print nothing and return at once; run in the background if there is nothing yet",
         ),
         Option("--tag", "label the entry, for atomcache rm --tag", "TEXT", several=True),
-        Option("--keep-failures", "store and replay also what ended with another status than 0"),
+        Option(
+            "--keep-failures",
+            "store and replay also what ended with another status than 0; such runs are kept "
+            "apart from those without this option",
+        ),
     ],
     "cache": [
         Option(
@@ -264,21 +278,24 @@ def describe(parser: Any) -> None:
 
 def run(options: Asked) -> int:
     """Run the command, or replay it."""
-    task = Task(options)
+    _fill_streams()
     try:
-        if options.warm and not task.behind:
-            return task.warm()
-        return task.path() if options.output is not None else task.value()
-    except CommandFailed as failed:
-        return task.failed(failed)
+        task = Task(options)
+        status = task.run()
     except BuildTimeout as error:
         return _say(error, TIMED_OUT)
-    except (Misuse, MissingInputError) as error:
+    except (EntryNameError, MissingInputError, OptionError) as error:
         raise Misuse(str(error)) from None
-    except AtomcacheError as error:
+    except Misuse:
+        raise
+    except (AtomcacheError, OSError) as error:
         return _say(error, FAILED_ITSELF)
     except KeyboardInterrupt as error:
         return _end_by(getattr(error, "number", 2))
+    trouble = task.output.error
+    if trouble is None or isinstance(trouble, BrokenPipeError):  # who reads has seen enough
+        return status
+    return _say(Misuse(f"the output can't be written: {trouble.strerror}"), FAILED_ITSELF)
 
 
 class Task:
@@ -294,7 +311,9 @@ class Task:
         self.behind = os.environ.pop(_BEHIND, None) is not None  # the command must not see it
         self.given = sys.stdin.buffer.read() if options.stdin else None
         self.key = self._key()
-        self.ran = False
+        self.output = Output(1 if options.output is None else 2, 2)
+        self.held = options.stale_on_error is not None and options.output is None
+        self.ran: bytes | None = None
         self.cache = self._open()
         self.choices: dict[str, Any] = {
             name: getattr(options, name)
@@ -306,6 +325,15 @@ class Task:
         if options.input:
             self.choices["inputs"] = options.input
 
+    def run(self) -> int:
+        """Do it, and return the exit status."""
+        if self.options.warm and not self.behind:
+            return self.warm()
+        try:
+            return self.value() if self.options.output is None else self.path()
+        except CommandFailed as failed:
+            return self.failed(failed)
+
     def value(self) -> int:
         """Have what the command writes, and play it unless it was seen already."""
         ask = self.cache.refresh if self.options.refresh else self.cache.get_or_create
@@ -314,15 +342,15 @@ class Task:
             raise Misuse(f"the entry of key {self.key!r} is no recording of a command")
         if self.behind:
             return 0
-        return _status(recording) if self.ran else play(recording, 1, 2)
+        seen = self.ran is not None and not self.held
+        return (Output(None, None) if seen else self.output).play(recording)
 
     def path(self) -> int:
         """Have what the command makes, and print its path."""
         ask = self.cache.refresh_path if self.options.refresh else self.cache.get_or_create_path
         made = ask(self.key, self._make, name=self.options.output, **self.choices)
         if not self.behind:
-            sys.stdout.buffer.write(os.fsencode(made) + b"\n")
-            sys.stdout.flush()
+            write(1, os.fsencode(made) + b"\n")
         return 0
 
     def warm(self) -> int:
@@ -337,30 +365,31 @@ class Task:
         return 0
 
     def failed(self, error: CommandFailed) -> int:
-        """Show what a command wrote that failed elsewhere, and return its status."""
+        """Show what a command wrote that failed, unless it was seen, and return its status."""
         status, recording = error.args
-        if not self.ran and not self.behind:
+        seen = self.ran is not None and not self.held
+        if not seen and not self.behind:
+            recording = self.ran or recording
             if recording is None:
                 text = f"{error} in another process, and wrote too much to be shown here"
                 return _say(Misuse(text), status)
-            play(recording, 2 if self.options.output is not None else 1, 2)
+            self.output.play(recording)
         return int(status)
 
     # -- the factories ---------------------------------------------------------------
 
     def _record(self) -> bytes:
-        return self._run(self.command, 1)
+        return self._run(self.command)
 
     def _make(self, target: Path) -> None:
-        self._run([word.replace(OUTPUT, str(target)) for word in self.command], 2)
+        self._run([word.replace(OUTPUT, str(target)) for word in self.command])
 
-    def _run(self, command: list[str], out: int) -> bytes:
+    def _run(self, command: list[str]) -> bytes:
         from ._child import run_command
 
-        targets = (None, None) if self.behind else (out, 2)
-        status, started, recorder = run_command(command, self.given, *targets)
-        self.ran = True
-        recording = recorder.finish(status)
+        output = Output(None, None) if self.behind or self.held else self.output
+        status, started, recorder = run_command(command, self.given, output)
+        recording = self.ran = recorder.finish(status)
         keep = self.options.keep_failures and started and self.options.output is None
         if status and not keep:
             raise CommandFailed(status, recording if len(recording) <= _LARGEST_FAILURE else None)
@@ -373,8 +402,13 @@ class Task:
         options = self.options
         parts = ["run", *(f"--key={text}" for text in options.key)]
         if options.cwd:
-            parts.append(f"--cwd={os.getcwd()}")
+            try:
+                parts.append(f"--cwd={os.getcwd()}")
+            except OSError as error:
+                raise Misuse(f"--cwd: the current folder: {error.strerror}") from None
         for name in sorted(set(options.env)):
+            if not name or "=" in name:  # it would be taken for another variable with a value
+                raise Misuse(f"--env: {name!r} is no name of an environment variable")
             value = os.environ.get(name)
             parts.append(f"--env={name}" if value is None else f"--env={name}={value}")
         for file in options.mtime:
@@ -408,7 +442,7 @@ class Task:
             given.write(self.given or b"")
             given.seek(0)
             subprocess.Popen(
-                [sys.executable, "-m", "atomcache", "run", *self.options.arguments],
+                [sys.executable, "-c", _REBUILD.format(sys.path), "run", *self.options.arguments],
                 env={**os.environ, _BEHIND: "1"},
                 stdin=given,
                 stdout=subprocess.DEVNULL,
@@ -437,10 +471,6 @@ class _Shown:
             return lambda waiting: None
 
 
-def _status(recording: bytes) -> int:
-    return play(recording, None, None)
-
-
 def _quote(word: str) -> str:
     """Quote a word as shells do, so that no two lists of words give the same text."""
     if word and word.isascii() and not set(word) - _PLAIN:
@@ -454,15 +484,27 @@ _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01234567
 
 
 def _say(error: Exception, status: int) -> int:
-    sys.stderr.write(f"atomcache run: {' '.join(str(error).split())}\n")
+    try:
+        sys.stderr.write(f"atomcache run: {' '.join(str(error).split())}\n")
+    except OSError:  # nobody is there to be told, but whoever reads the status
+        pass
     return status
+
+
+def _fill_streams() -> None:
+    """Open what is closed of the standard streams, lest a file of the cache gets its number.
+
+    What the command writes would go into that file.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
 
 
 def _end_by(number: int) -> int:
     """End as a signal would have ended this process, so that shells stop their loops."""
     import signal
 
-    sys.stdout.flush()
     if hasattr(os, "register_at_fork"):  # POSIX
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)

@@ -319,6 +319,12 @@ class Scenario:
         fixed = ("get_path", "get_folder", "refresh", "loop")
         role = next((r for r in self.roles if r in fixed), "get")
         answers = []
+        if world.hostile and "remove" in self.roles:
+            # Whoever is let into a dead builder's claim reads there that the entry was removed,
+            # and once more does not keep what it builds.
+            process = world.start("next", getattr(self, f"do_{role}"), 0)
+            process.door.cache = self.cache(process.door)
+            run_alone(world, process, faults)
         for machine in range(self.machines):
             process = world.start(f"late {machine}", getattr(self, f"do_{role}"), machine)
             process.door.cache = self.cache(process.door)
