@@ -113,9 +113,14 @@ def install_folder(door: Door, scratch: str, path: str, seen: Identity | None, t
     if seen is not None:
         if identify(door, path) != seen:
             return False
-        if _exchange(door, scratch, path):
-            return True
-        persist(door, lambda: door.rename(path, trash))
+        try:
+            if _exchange(door, scratch, path):
+                return True
+            persist(door, lambda: door.rename(path, trash))
+        except FileNotFoundError:
+            if identify(door, path) is not None or identify(door, scratch) is None:
+                raise
+            # It was evicted since we looked: nothing is in the way.
     try:
         door.rename(scratch, path)
     except OSError as error:

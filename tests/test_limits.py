@@ -1270,3 +1270,16 @@ def test_an_entry_that_lost_its_meta_goes_too(cache, ask):
     os.unlink(os.path.join(entry_of(cache, "key", b"p"), META))
     cache.prune(max_bytes=1, max_idle="1d")
     assert not os.path.exists(entry_of(cache, "key", b"p"))
+
+
+def test_a_refresh_whose_old_entry_is_evicted_at_that_moment_publishes_the_new_one(cache):
+    class Evicting(Door):
+        def exchange(self, one, other):
+            Cache(cache.directory).prune(max_bytes=1)
+            super().exchange(one, other)
+
+    cache.get_or_create_path("key", lambda target: target.write_text("old"), name="made")
+    cache._open(Evicting())
+    path = cache.refresh_path("key", lambda target: target.write_text("new"), name="made")
+    assert path.read_text() == "new"
+    assert cache.get_path("key") == path

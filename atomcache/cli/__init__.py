@@ -59,7 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return _run(given)
+        status = _run(given)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # what can't be written is told while it still can be
+        return status
     except SystemExit as ended:  # argparse, after --help
         return ended.code if isinstance(ended.code, int) else FAILED
     except Misuse as error:
@@ -69,6 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _drop_output()
         return FAILED
+    except OSError as error:
+        _drop_output()
+        told = OSError(f"the output can't be written: {error.strerror or error}")
+        return _complain(given, told, FAILED)
     except KeyboardInterrupt:
         return 130
 
@@ -135,6 +142,8 @@ def _complain(given: list[str], error: Exception, status: int) -> int:
 
 def _drop_output() -> None:
     """Keep the interpreter from complaining, at its end, of a reader that went away."""
+    if sys.stdout is None:
+        return
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

@@ -8,15 +8,33 @@ from __future__ import annotations
 
 import argparse
 
+from . import _asked
 from ._asked import Misuse as Misuse
-from ._asked import count as count
-from ._asked import duration as duration
 from ._asked import open_cache as open_cache
-from ._asked import size as size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from collections.abc import Callable
+    from typing import NoReturn, TypeVar
+
+    T = TypeVar("T")
+
+
+def _argument(read: Callable[[str], T]) -> Callable[[str], T]:
+    """Return what reads an argument, and lets argparse say which one can't be meant."""
+
+    def read_argument(text: str) -> T:
+        try:
+            return read(text)
+        except Misuse as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read_argument
+
+
+count = _argument(_asked.count)
+duration = _argument(_asked.duration)
+size = _argument(_asked.size)
 
 
 class Parser(argparse.ArgumentParser):
