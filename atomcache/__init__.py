@@ -11,6 +11,8 @@ same moment, and nobody ever sees half of it::
 
 The first to ask builds; the others sleep and wake with the result; if the builder is
 killed, another takes over at once.
+
+PYTEST_DONT_REWRITE: there is nothing here for pytest to rewrite, before or after its start.
 """
 
 from __future__ import annotations

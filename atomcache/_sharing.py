@@ -1,0 +1,471 @@
+"""How the processes of one test run share a fixture: who builds, who uses it, who ends it.
+
+What it is for: a fixture is built by one worker, which keeps it alive for all others and ends
+it when nobody can need it any more.  The cache elects the builder; this module knows the
+rest.  It knows it from files that the kernel holds locked while their owners live::
+
+    <folder>/main                 by the first process, as long as it replaces lost workers
+    <folder>/workers/gw0          by a worker, for as long as it lives
+    <folder>/workers/gw0.over     not locked: this worker asks for nothing any more
+    <folder>/fixtures/<id>.0.alive  by the builder, until it has ended the fixture
+    <folder>/fixtures/<id>.0.gw3    by a worker that uses it
+    <folder>/fixtures/<id>.0.over   not locked: it is being ended, so nobody may begin to use it
+
+The number counts how often a fixture had to be built: if its builder was killed, or somebody
+asks after it was ended, the next number is built anew.
+
+A builder ends a fixture when every worker is over, so that nobody can ask any more, and no
+worker uses it.  It is over itself before it waits, and a worker ends and lets go in the
+reverse order in which it began; so of all who wait, the one that began last waits for
+nobody, and no two builders can wait for each other.  A worker that was killed counts as at
+work until the first process has said whether it is replaced: else a builder could take the
+moment between the two for the end of the run.
+
+Who calls it: the pytest plugin.  What may go wrong: whatever the fixture raises, which is kept
+and raised in every worker; `BuildTimeout`, `CodecError`; `OSError` where the temporary folder
+knows no locks.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from time import monotonic, sleep
+
+from ._door import NOTE, READ, door
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from ._cache import Cache
+
+SILENCE = 3600.0
+"""Seconds for which a builder waits for workers that show no sign of life: none of them ends a
+test, none ends.  Only a worker that hangs is silent that long, and then something has to end."""
+
+_LONGEST_PAUSE = 0.05
+
+_OVER = ".over"
+
+_MISSING = object()
+
+
+class Lock:
+    """A file that this process holds locked until it lets go, or dies."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._owner = os.getpid()
+        self._fd = door.open(path, NOTE, 0o600)
+        door.keep_from_children(self._fd)
+        pauses = _Pauses()
+        while not door.lock_exclusive(self._fd):  # somebody is looking whether it is taken
+            pauses.sleep()
+
+    def beat(self) -> None:
+        """Show a sign of life."""
+        os.utime(self._path)
+
+    def end(self) -> None:
+        """Let go; a forked child has nothing to let go of, for its copy is closed."""
+        if self._owner == os.getpid():
+            self._owner = 0
+            door.unlock(self._fd)
+            door.close_claim(self._fd)
+
+
+def is_taken(path: str) -> bool:
+    """Tell whether a living process holds a lock."""
+    try:
+        fd = door.open(path, READ)
+    except FileNotFoundError:
+        return False
+    try:
+        if not door.lock_shared(fd):
+            return True
+        door.unlock(fd)
+        return False
+    finally:
+        door.close(fd)
+
+
+class Workers:
+    """The processes of one run, seen from one of them.
+
+    Parameters
+    ----------
+    folder
+        Of the run, private to this user.
+    name
+        Of this worker; `None` in the first process, which starts the others.
+    """
+
+    def __init__(self, folder: str, name: str | None) -> None:
+        self._folder = os.path.join(folder, "workers")
+        self._main = os.path.join(folder, "main")
+        self._owed: list[str] = []
+        self.name = name or ""
+        if name is None:
+            os.mkdir(self._folder, 0o700)
+            self._lock = Lock(self._main)
+        else:
+            self._lock = Lock(self._file(name))
+
+    def end(self) -> None:
+        """Let go: this process ends, or is the first one and replaces no more workers.
+
+        From then on a worker whose lock is free is over, whatever the marks say.
+        """
+        self._lock.end()
+
+    # -- in the first process ---------------------------------------------------------
+
+    def expect(self, name: str) -> None:
+        """Count a worker as being at work, before it is started."""
+        _touch(self._file(name))
+        if self._owed:
+            os.unlink(self._owed.pop())
+
+    def lost(self, name: str, *, replaced: bool) -> None:
+        """Count a worker that died as over; another one is about to be expected if `replaced`."""
+        if replaced:
+            self._owed.append(self._file(f"instead of {name}"))
+            _touch(self._owed[-1])
+        _touch(self._file(name) + _OVER)
+
+    # -- in a worker ------------------------------------------------------------------
+
+    def beat(self) -> None:
+        """Show that this worker gets on."""
+        self._lock.beat()
+
+    def ask(self) -> None:
+        """Be at work, again if need be: a plugin may run the last test once more."""
+        if self._over():
+            os.unlink(self._file(self.name) + _OVER)
+
+    def over(self) -> None:
+        """Tell the others that this worker asks for nothing any more."""
+        try:
+            _touch(self._file(self.name) + _OVER)
+        except FileNotFoundError:  # the run ended without waiting for this worker
+            return
+
+    def others_at_work(self) -> dict[str, float]:
+        """Return the other workers that may still ask, each with its last sign of life."""
+        names = set(os.listdir(self._folder))
+        names = {name for name in names if not name.endswith(_OVER) and name + _OVER not in names}
+        if not is_taken(self._main):  # nobody is replaced any more: locks tell all
+            names = {name for name in names if is_taken(self._file(name))}
+        found = {}
+        for name in names - {self.name}:
+            try:
+                found[name] = os.stat(self._file(name)).st_mtime
+            except FileNotFoundError:  # its place was taken
+                continue
+        return found
+
+    def _over(self) -> bool:
+        return os.path.exists(self._file(self.name) + _OVER)
+
+    def _file(self, name: str) -> str:
+        return os.path.join(self._folder, name.replace(os.sep, "_"))
+
+
+class Build:
+    """What came of building a fixture, in the process that did.
+
+    Parameters
+    ----------
+    value
+        What the fixture returned or yielded.
+    end
+        Ends it; `None` if there is nothing to end.
+    error
+        What it raised instead.
+    told
+        What is told of the error to other workers: plain data.
+    """
+
+    def __init__(
+        self,
+        value: Any = None,
+        *,
+        end: Callable[[], None] | None = None,
+        error: BaseException | None = None,
+        told: Any = None,
+    ) -> None:
+        self.value = value
+        self.end = end
+        self.error = error
+        self.told = told
+        self.seconds = 0.0
+
+
+class Wanted:
+    """A fixture that somebody asks for.
+
+    Parameters
+    ----------
+    name
+        For people to read.
+    identity
+        Tells it from all others of this run: letters and digits.
+    build
+        Builds it.  An error that all workers are to see is returned, any other raised.
+    describe
+        Returns what is told of an error to other workers.
+    codec, timeout
+        As in `Options`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        identity: str,
+        build: Callable[[], Build],
+        describe: Callable[[BaseException], Any],
+        codec: Any,
+        timeout: Any,
+    ) -> None:
+        self.name = name
+        self.identity = identity
+        self.build = build
+        self.describe = describe
+        self.codec = codec
+        self.timeout = timeout
+
+
+class Loan:
+    """What a worker gets when it asks for a fixture.
+
+    Attributes
+    ----------
+    build
+        The value, or what was raised.
+    leave
+        To be called when this worker has finished using it.
+    end
+        To be called at the end of this worker's session, for what was built by it just now.
+    """
+
+    def __init__(
+        self,
+        build: Build,
+        *,
+        leave: Callable[[], None] | None = None,
+        end: Callable[[], None] | None = None,
+    ) -> None:
+        self.build = build
+        self.leave = leave
+        self.end = end
+
+
+class Sharing:
+    """The fixtures of one run, seen from one of its processes.
+
+    Parameters
+    ----------
+    folder
+        Of the run; `None` if this process is the only one: then nothing is written.
+    workers
+        The processes of the run.
+    note
+        Called with what the summary is to tell.
+    waiting, silent
+        Called before a builder waits for others, and with their names if it gives up.
+    """
+
+    def __init__(
+        self,
+        folder: str | None,
+        workers: Workers | None,
+        note: Callable[..., None],
+        waiting: Callable[[], None],
+        silent: Callable[[str, list[str]], None],
+    ) -> None:
+        self._workers = workers
+        self._note = note
+        self._waiting = waiting
+        self._silent = silent
+        self._here: dict[str, Build] = {}
+        self._numbers: dict[str, int] = {}
+        self._cache: Cache | None = None
+        if folder is not None:
+            from ._cache import Cache
+
+            self._folder = os.path.join(folder, "fixtures")
+            self._cache = Cache(os.path.join(folder, "values"))
+
+    def get(self, wanted: Wanted) -> Loan:
+        """Return a fixture, built now if no process of the run has it."""
+        known = self._here.get(wanted.identity)
+        if known is not None:
+            return Loan(known)
+        if self._cache is None or self._workers is None:
+            return self._get_alone(wanted)
+        self._workers.ask()
+        while True:
+            loan = self._get_shared(wanted, self._cache, self._workers.name)
+            if loan is not None:
+                return loan
+            self._numbers[wanted.identity] = self._numbers.get(wanted.identity, 0) + 1
+
+    def _get_alone(self, wanted: Wanted) -> Loan:
+        build = self._here[wanted.identity] = _timed(wanted)
+        self._note("built", wanted.name, build.seconds, told=build.told)
+        if build.end is None:
+            return Loan(build)
+        return Loan(build, end=lambda: self._end(wanted, build, None))
+
+    def _get_shared(self, wanted: Wanted, cache: Cache, worker: str) -> Loan | None:
+        """Return a fixture as often built as we know of; `None` if that one is no more."""
+        number = self._numbers.get(wanted.identity, 0)
+        path = os.path.join(self._folder, f"{wanted.identity}.{number}")
+        value_key = f"fixture {wanted.name} ({wanted.identity[:12]}, {number})"
+        mine: list[tuple[Build, Lock | None]] = []
+
+        def make() -> dict[str, Any]:
+            build, alive = self._build(wanted, cache, value_key, path)
+            mine.append((build, alive))
+            return {"seconds": build.seconds, "lives": alive is not None, "told": build.told}
+
+        try:
+            record = cache.get_or_create(f"{value_key} made", make, timeout=wanted.timeout)
+        except BaseException:
+            for build, alive in mine:  # that it was made could not be stored
+                _discard(build, alive)
+            raise
+        if mine:
+            [(build, alive)] = mine
+            self._here[wanted.identity] = build
+            if alive is None:
+                return Loan(build)
+            return Loan(build, end=lambda: self._end(wanted, build, (path, alive)))
+        use = None
+        if record["told"] is None and record["lives"]:
+            use = Lock(f"{path}.{worker}")
+            if os.path.exists(path + _OVER) or not is_taken(path + ".alive"):
+                use.end()
+                _wait(lambda: {"it": 0.0} if is_taken(path + ".alive") else {})  # is being ended
+                return None
+        if record["told"] is not None:
+            build = self._here[wanted.identity] = Build(told=record["told"])
+            return Loan(build)
+        value = cache.get(value_key, _MISSING, codec=wanted.codec)
+        if value is _MISSING:  # damaged, or removed by somebody
+            if use is not None:
+                use.end()
+            return None
+        self._note("used", wanted.name, record["seconds"])
+        return Loan(Build(value), leave=None if use is None else use.end)
+
+    def _build(
+        self, wanted: Wanted, cache: Cache, value_key: str, path: str
+    ) -> tuple[Build, Lock | None]:
+        """Build a fixture and store its value; return the lock that says that it is alive."""
+        os.makedirs(self._folder, 0o700, exist_ok=True)
+        with ExitStack() as stack:
+            alive = Lock(path + ".alive")
+            stack.callback(alive.end)
+            build = _timed(wanted)
+            if build.error is None:
+                build = _store(wanted, cache, value_key, build)
+            self._note("built", wanted.name, build.seconds, told=build.told)
+            if build.end is None:
+                return build, None
+            stack.pop_all()
+            return build, alive
+
+    def _end(self, wanted: Wanted, build: Build, shared: tuple[str, Lock] | None) -> None:
+        """End a fixture that this process built, once nobody can need it any more."""
+        with ExitStack() as stack:
+            if shared is not None:
+                stack.callback(shared[1].end)
+            stack.callback(self._here.pop, wanted.identity, None)
+            if build.end is not None:
+                stack.callback(build.end)  # also if waiting is interrupted
+            if shared is not None and self._workers is not None:
+                self._await_others(wanted, self._workers, shared[0])
+
+    def _await_others(self, wanted: Wanted, workers: Workers, path: str) -> None:
+        workers.over()
+        if workers.others_at_work():
+            self._waiting()
+        silent = _wait(workers.others_at_work)
+        _touch(path + _OVER)
+        silent += _wait(lambda: dict.fromkeys(self._users(path), 0.0))
+        if silent:
+            self._silent(wanted.name, sorted(set(silent)))
+
+    def _users(self, path: str) -> list[str]:
+        prefix = os.path.basename(path) + "."
+        names = [name for name in os.listdir(self._folder) if name.startswith(prefix)]
+        users = [name for name in names if not name.endswith((".alive", _OVER))]
+        return [
+            name.removeprefix(prefix)
+            for name in users
+            if is_taken(os.path.join(self._folder, name))
+        ]
+
+
+class _Pauses:
+    """The pauses between looks, each longer than the one before."""
+
+    def __init__(self) -> None:
+        self._next = 0.001
+
+    def sleep(self) -> None:
+        sleep(self._next)
+        self._next = min(2 * self._next, _LONGEST_PAUSE)
+
+
+def _wait(look: Callable[[], dict[str, float]]) -> list[str]:
+    """Wait until there is nothing to be seen; return what was there, unchanged, all the time."""
+    pauses = _Pauses()
+    last: dict[str, float] = {}
+    since = monotonic()
+    while True:
+        seen = look()
+        if seen != last:
+            last, since = seen, monotonic()
+        if not seen or monotonic() - since > SILENCE:
+            return list(seen)
+        pauses.sleep()
+
+
+def _timed(wanted: Wanted) -> Build:
+    began = monotonic()
+    build = wanted.build()
+    build.seconds = monotonic() - began
+    return build
+
+
+def _store(wanted: Wanted, cache: Cache, value_key: str, build: Build) -> Build:
+    """Store a fixture's value; one that can't be stored is ended, and the error is its own."""
+    try:
+        cache.set(value_key, build.value, codec=wanted.codec)
+    except BaseException as error:
+        _discard(build, None)
+        if not isinstance(error, Exception):
+            raise
+        unstored = Build(error=error, told=wanted.describe(error))
+        unstored.seconds = build.seconds
+        return unstored
+    return build
+
+
+def _discard(build: Build, alive: Lock | None) -> None:
+    """End what nobody has been given."""
+    try:
+        if build.end is not None:
+            build.end()
+    finally:
+        if alive is not None:
+            alive.end()
+
+
+def _touch(path: str) -> None:
+    door.close(door.open(path, NOTE, 0o600))

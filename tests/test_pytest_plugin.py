@@ -1,0 +1,742 @@
+"""What `atomcache.pytest` promises to who shares fixtures, tested by running pytest.
+
+Each test here writes a small test suite and runs it in processes of its own.  Its tests meet
+each other through files in the folder they run in: `say` adds a line to a common log, and
+`wait_for` waits until somebody said something.  Tests under ``@A`` are written into one file
+and those under ``@B`` into another; with `TWO` each file is run by a worker of its own, in order.
+"""
+
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+
+import pytest
+
+import atomcache.pytest
+from atomcache import OptionError
+
+from .crew import PATIENCE, until
+
+pytest_plugins = ["pytester"]
+
+HELPERS = """
+import os, pathlib, signal, socket, sys, time
+import pytest
+import atomcache.pytest
+
+def say(*words):
+    line = " ".join(map(str, words)) + "\\n"
+    with open("log", "ab", buffering=0) as log:
+        log.write(line.encode())
+
+def said(*words):
+    try:
+        with open("log") as log:
+            return " ".join(map(str, words)) in log.read().splitlines()
+    except FileNotFoundError:
+        return False
+
+def wait_for(*words):
+    deadline = time.monotonic() + PATIENCE
+    while not said(*words):
+        assert time.monotonic() < deadline, f"nobody said {words}"
+        time.sleep(0.002)
+
+def worker():
+    return os.environ.get("PYTEST_XDIST_WORKER", "alone")
+
+def die():
+    if not said("dying"):  # xdist runs a test again that it saw crash, if it is told to
+        say("dying")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+class Server:
+    def __init__(self):
+        import threading
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        threading.Thread(target=self.serve, daemon=True).start()
+    def serve(self):
+        while True:
+            try:
+                connection, _ = self.socket.accept()
+            except OSError:
+                return
+            with connection:
+                connection.sendall(b"hello")
+    def close(self):
+        self.socket.shutdown(socket.SHUT_RDWR)
+        self.socket.close()
+
+def greet(port):
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
+        return connection.recv(5)
+
+def meet(number):
+    say("here", worker())
+    for each in range(number):
+        wait_for("here", f"gw{each}" if number > 1 or worker() != "alone" else "alone")
+"""
+
+SERVER = """
+@atomcache.pytest.shared(scope="session")
+def server():
+    say("built")
+    server = Server()
+    yield server.socket.getsockname()[1]
+    server.close()
+    say("ended")
+
+@pytest.fixture(scope="session")
+def database(server):
+    yield server
+    assert greet(server) == b"hello"  # what uses a server is ended before it
+    say("dropped")
+    say("dropped by", worker())
+"""
+
+TWO = ("-n2", "--dist=loadfile")
+
+
+class Suite:
+    """A test suite of its own, in a folder of its own."""
+
+    def __init__(self, pytester):
+        self.pytester = pytester
+        self.log = pytester.path / "log"
+
+    def write(self, tests, conftest=""):
+        self.make("suite", HELPERS)
+        self.make("conftest", f"from suite import *\n{conftest}")
+        common, *parts = re.split(r"^@([AB])\n", tests, flags=re.MULTILINE)
+        files = {"it": common} if not parts else {"a": common, "b": common}
+        for name, part in zip(parts[::2], parts[1::2], strict=True):
+            files[name.lower()] += part
+        for name, text in files.items():
+            self.make(f"test_{name}", f"from suite import *\n{text}")
+        self.pytester.makeini("[pytest]\nfilterwarnings = error\n")
+
+    def make(self, module, text):
+        self.pytester.makepyfile(**{module: text.replace("PATIENCE", str(PATIENCE))})
+
+    def run(self, *arguments):
+        command = ("-p", "no:cacheprovider", *arguments)
+        return self.pytester.runpytest_subprocess(*command, timeout=2 * PATIENCE)
+
+    def said(self):
+        return self.log.read_text().splitlines() if self.log.exists() else []
+
+    def count(self, word):
+        return self.said().count(word)
+
+
+@pytest.fixture
+def suite(pytester, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(pytester.path / "user"))
+    for name in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_TESTRUNUID"):
+        monkeypatch.delenv(name, raising=False)
+    return Suite(pytester)
+
+
+# -- built once, ended once ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 8])
+def test_a_fixture_is_built_once_and_ended_after_its_last_use(suite, workers):
+    suite.write(
+        f"""
+@pytest.mark.parametrize("n", range({workers or 3}))
+def test_use(database, n):
+    meet({max(workers, 1)})
+    assert greet(database) == b"hello"
+    say("used", n)
+""",
+        SERVER,
+    )
+    result = suite.run(*([f"-n{workers}"] if workers else ["-p", "no:xdist"]))
+    result.assert_outcomes(passed=workers or 3)
+    assert suite.count("built") == suite.count("ended") == 1
+    assert suite.count("dropped") == max(workers, 1)
+    assert suite.said()[-1] == "ended"
+    by = r" by gw\d" if workers else ""
+    result.stdout.re_match_lines([rf"server: built{by} in \d+\.\d\d s.*"])
+
+
+def test_who_asks_after_the_builder_has_finished_gets_a_living_server(suite):
+    suite.write(
+        """
+@A
+def test_build(database):
+    assert greet(database) == b"hello"
+
+@B
+def test_something_else():
+    wait_for("dropped")  # at the end of the other worker
+
+@B
+def test_ask_late(database):
+    assert greet(database) == b"hello"
+    say("asked late")
+""",
+        SERVER,
+    )
+    suite.run(*TWO).assert_outcomes(passed=3)
+    assert suite.count("built") == suite.count("ended") == 1
+    assert suite.said().index("asked late") < suite.said().index("ended")
+
+
+def test_two_workers_that_each_built_what_the_other_uses_both_end_it(suite):
+    suite.write(
+        """
+@A
+def test_one(request):
+    request.getfixturevalue("left")
+    say("left is there")
+    wait_for("right is there")
+    assert request.getfixturevalue("right") == "R"
+
+@B
+def test_other(request):
+    request.getfixturevalue("right")
+    say("right is there")
+    wait_for("left is there")
+    assert request.getfixturevalue("left") == "L"
+""",
+        """
+@atomcache.pytest.shared
+def left():
+    say("left")
+    yield "L"
+    say("left ended")
+
+@atomcache.pytest.shared
+def right():
+    say("right")
+    yield "R"
+    say("right ended")
+""",
+    )
+    suite.run(*TWO).assert_outcomes(passed=2)
+    for word in ("left", "right", "left ended", "right ended"):
+        assert suite.count(word) == 1
+
+
+def test_each_parameter_is_built_once_and_ended_when_all_workers_are_done(suite):
+    suite.write(
+        """
+@A
+@pytest.mark.parametrize("n", range(2))
+def test_here(kind, mode, n):
+    assert kind == ["sql", "xml"][len(kind) - 3] or kind in ("sql", "xml")
+    say("used")
+
+@B
+@pytest.mark.parametrize("n", range(2))
+def test_there(kind, mode, n):
+    assert (mode.name, mode.kind) == (mode.name, kind)
+    say("used")
+""",
+        """
+@atomcache.pytest.shared(params=["sql", "xml"])
+def kind(request):
+    say("built", request.param)
+    yield request.param
+    say("ended", request.param)
+
+class Mode:
+    def __init__(self, name):
+        self.name, self.kind = name, None
+
+MODES = [Mode("fast"), Mode("slow")]  # not plain data
+
+@pytest.fixture(params=MODES, ids=lambda mode: mode.name, scope="session")
+def mode_of(request):
+    return request.param
+
+@atomcache.pytest.shared(codec="pickle")
+def mode(mode_of, kind):
+    say("built", mode_of.name, kind)
+    mode_of.kind = kind
+    return mode_of
+""",
+    )
+    suite.run(*TWO).assert_outcomes(passed=16)
+    said = suite.said()
+    built = [line for line in said if line.startswith("built")]
+    assert sorted(built) == sorted(
+        ["built sql", "built xml"]
+        + [f"built {mode} {kind}" for mode in ("fast", "slow") for kind in ("sql", "xml")]
+    )
+    assert sorted(said[-2:]) == ["ended sql", "ended xml"]
+
+
+def test_workers_that_never_ask_are_not_kept_from_anything(suite):
+    suite.write(
+        """
+@A
+def test_ask(request):
+    assert greet(request.getfixturevalue("database")) == b"hello"
+
+@B
+def test_else():
+    wait_for("dropped")
+    say("b is done")
+
+@A
+def test_deselected(database): ...
+""",
+        SERVER,
+    )
+    suite.run(*TWO, "-k", "test_ask or test_else").assert_outcomes(passed=2)
+    assert suite.count("built") == 1
+    assert suite.said()[-2:] == ["b is done", "ended"]
+
+
+def test_what_is_returned_and_finalizers_of_the_request_are_shared_alike(suite):
+    suite.write(
+        """
+@pytest.mark.parametrize("n", range(2))
+class TestBoth:
+    def test_use(self, plain, n):
+        meet(2)
+        assert plain == {"port": 7, "worker": plain["worker"]}
+        say("used")
+""",
+        """
+@atomcache.pytest.shared
+def plain(request, tmp_path_factory):
+    say("built")
+    request.addfinalizer(lambda: say("ended"))
+    return {"port": 7, "worker": worker()}
+""",
+    )
+    suite.run("-n2").assert_outcomes(passed=2)
+    assert [line for line in suite.said() if "here" not in line] == [
+        "built",
+        *2 * ["used"],
+        "ended",
+    ]
+
+
+# -- runs that end early -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["-x", "--maxfail=1"])
+def test_a_run_that_stops_early_still_ends_what_it_built(suite, option):
+    suite.write(
+        """
+@A
+def test_build(database):
+    say("built here")
+    wait_for("failing")
+
+@A
+def test_never(database): ...
+
+@B
+def test_fail(database):
+    wait_for("built here")
+    say("failing")
+    assert False
+
+@B
+def test_never_either(database): ...
+""",
+        SERVER,
+    )
+    result = suite.run(*TWO, option)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    assert result.parseoutcomes()["failed"] == 1
+    assert suite.count("built") == suite.count("ended") == 1
+    assert suite.said()[-1] == "ended"
+
+
+def test_an_interrupted_run_ends_what_it_built(suite):
+    suite.write(
+        """
+@A
+def test_build(database): ...
+
+@B
+def test_hang(database):
+    wait_for("dropped")
+    say("now")
+    wait_for("never")
+""",
+        SERVER,
+    )
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *TWO]
+    with open(suite.pytester.path / "output", "w") as output:
+        run = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # may be ignored here
+        )
+        try:
+            until(lambda: suite.count("now"), "the builder is done")
+            run.send_signal(signal.SIGINT)
+            run.wait(PATIENCE)
+        finally:
+            run.kill()
+    assert suite.said()[-1] == "ended", (suite.pytester.path / "output").read_text()
+
+
+# -- workers that die ----------------------------------------------------------------------
+
+
+def test_a_worker_that_is_replaced_while_the_builder_waits_gets_the_same_server(suite):
+    suite.write(
+        """
+@A
+def test_build(database): ...
+
+@B
+def test_die():
+    wait_for("dropped")  # from now on the builder only waits for this worker
+    die()
+
+@B
+def test_in_the_replacement(database):
+    assert greet(database) == b"hello"
+    say("used")
+""",
+        SERVER,
+    )
+    result = suite.run(*TWO)
+    assert result.parseoutcomes()["failed"] == suite.count("dying") == 1
+    assert suite.count("built") == suite.count("ended") == 1
+    assert suite.count("used") == 1
+    assert suite.said()[-1] == "ended"
+
+
+def test_a_worker_that_is_not_replaced_is_not_waited_for(suite):
+    suite.write(
+        """
+@A
+def test_build(database): ...
+
+@B
+def test_die(request):
+    wait_for("built")
+    request.getfixturevalue("server")
+    wait_for("dropped")
+    die()
+""",
+        SERVER,
+    )
+    result = suite.run(*TWO, "--max-worker-restart=0")
+    assert result.parseoutcomes()["failed"] == 1
+    assert suite.count("built") == suite.count("ended") == 1
+
+
+def test_when_the_builder_is_killed_the_next_to_ask_builds_anew(suite):
+    suite.write(
+        """
+@A
+def test_build(server):
+    say("built by a")
+    wait_for("used by b")
+    die()
+    assert greet(server) == b"hello"
+
+@A
+def test_in_the_replacement(server):
+    assert greet(server) == b"hello"
+    say("used by the replacement")
+
+@B
+def test_use(request):
+    wait_for("built by a")
+    assert greet(request.getfixturevalue("server")) == b"hello"
+    say("used by b")
+    wait_for("used by the replacement")
+""",
+        SERVER,
+    )
+    result = suite.run(*TWO)
+    assert result.parseoutcomes()["failed"] == suite.count("dying") == 1
+    assert suite.count("built") == 2
+    assert suite.count("ended") == 1
+    assert suite.said()[-1] == "ended"
+
+
+def test_when_a_worker_is_killed_as_it_builds_another_takes_over(suite):
+    suite.write(
+        """
+@A
+def test_one(fragile):
+    assert fragile == "at last"
+
+@B
+def test_other(fragile):
+    assert fragile == "at last"
+""",
+        """
+@atomcache.pytest.shared
+def fragile():
+    say("begun")
+    die()
+    yield "at last"
+    say("ended")
+""",
+    )
+    result = suite.run(*TWO)
+    assert result.parseoutcomes()["failed"] == 1
+    assert suite.count("begun") == 2
+    assert suite.count("ended") == 1
+
+
+# -- errors --------------------------------------------------------------------------------
+
+
+def test_every_worker_reports_the_one_error_also_those_that_ask_later(suite):
+    suite.write(
+        """
+def ask(request, name):
+    try:
+        request.getfixturevalue(name)
+    finally:
+        say("asked for", name)
+
+@A
+@pytest.mark.parametrize("name", ["broken", "refused", "absent", "hopeless"])
+def test_first(request, name):
+    ask(request, name)
+
+@B
+@pytest.mark.parametrize("name", ["broken", "refused", "absent", "hopeless"])
+def test_later(request, name):
+    wait_for("asked for", name)
+    ask(request, name)
+""",
+        """
+class NoLuck(ValueError):
+    pass
+
+@atomcache.pytest.shared
+def broken():
+    say("tried broken")
+    raise NoLuck("no luck", 13)
+
+@atomcache.pytest.shared
+def refused():
+    say("tried refused")
+    pytest.fail("there is no licence")
+    yield
+
+@atomcache.pytest.shared
+def absent():
+    say("tried absent")
+    pytest.skip("there is no database here")
+
+@atomcache.pytest.shared
+def hopeless():
+    say("tried hopeless")
+    pytest.xfail("known to fail")
+""",
+    )
+    result = suite.run(*TWO, "-rsx")
+    result.assert_outcomes(failed=4, skipped=2, xfailed=2)
+    for name in ("broken", "refused", "absent", "hopeless"):
+        assert suite.count(f"tried {name}") == 1
+    text = result.stdout.str()
+    assert text.count("E   ") >= 4
+    assert text.count("NoLuck: ('no luck', 13)") >= 2
+    assert "RemoteTraceback" in text
+    assert text.count("Failed: there is no licence") >= 2
+    assert text.count("there is no database here") >= 2
+    assert text.count("known to fail") >= 2
+
+
+def test_a_value_that_can_not_travel_is_an_error_everywhere_and_is_ended(suite):
+    suite.write(
+        """
+@A
+def test_one(stuck): ...
+
+@B
+def test_other(stuck): ...
+""",
+        """
+@atomcache.pytest.shared
+def stuck():
+    say("built")
+    yield open("log")
+    say("ended")
+""",
+    )
+    result = suite.run(*TWO)
+    result.assert_outcomes(errors=2)
+    assert suite.said() == ["built", "ended"]
+    result.stdout.fnmatch_lines(["*CodecError*", "*travels to other processes*"])
+
+
+def test_a_generator_that_yields_never_or_twice_is_an_error(suite):
+    suite.write(
+        """
+def test_never(never): ...
+def test_twice(twice): ...
+""",
+        """
+@atomcache.pytest.shared
+def never():
+    if said("impossible"):
+        yield
+
+@atomcache.pytest.shared
+def twice():
+    yield 1
+    yield 2
+""",
+    )
+    result = suite.run("-p", "no:xdist")
+    result.assert_outcomes(passed=1, errors=2)
+    result.stdout.fnmatch_lines(["*'never' did not yield*", "*'twice' has more than one 'yield'*"])
+
+
+def test_who_waits_too_long_for_a_build_is_told_so(suite):
+    suite.write(
+        """
+@A
+def test_build(slow): ...
+
+@B
+def test_wait(request):
+    from atomcache import BuildTimeout
+    wait_for("building")
+    with pytest.raises(BuildTimeout, match="slow"):
+        request.getfixturevalue("slow")
+    say("gave up")
+""",
+        """
+@atomcache.pytest.shared(timeout=0.01)
+def slow():
+    say("building")
+    wait_for("gave up")
+""",
+    )
+    suite.run(*TWO).assert_outcomes(passed=2)
+
+
+def test_a_builder_does_not_wait_for_ever_for_a_worker_that_hangs(suite):
+    suite.write(
+        """
+@A
+def test_build(server): ...
+
+@B
+def test_hang(request):
+    wait_for("built")
+    request.getfixturevalue("server")
+    wait_for("ended")
+""",
+        SERVER
+        + """
+import atomcache._sharing
+atomcache._sharing.SILENCE = 0.2
+""",
+    )
+    result = suite.run(*TWO, "-W", "default::pytest.PytestWarning")
+    result.assert_outcomes(passed=2, warnings=1)
+    result.stdout.re_match_lines([r".*'server' is ended though gw\d may still use it.*"])
+
+
+@pytest.mark.parametrize("scope", ["function", "class", "module", "package", "sesion", None])
+def test_only_what_lives_as_long_as_a_session_can_be_shared(scope):
+    with pytest.raises(OptionError, match="shared_cache"):
+        atomcache.pytest.shared(scope=scope)
+
+
+def test_only_functions_can_be_shared_fixtures():
+    async def later(): ...
+
+    async def several():
+        yield
+
+    @pytest.fixture
+    def fixture(): ...
+
+    for function, complaint in [
+        (later, "coroutine"),
+        (several, "coroutine"),
+        (fixture, "takes the place of pytest.fixture"),
+        (Suite, "only a function"),
+    ]:
+        with pytest.raises(OptionError, match=complaint):
+            atomcache.pytest.shared(function)
+    with pytest.raises(OptionError, match="timeout"):
+        atomcache.pytest.shared(timeout=-1)
+
+
+def test_a_shared_fixture_says_so_if_the_plugin_is_switched_off(suite):
+    suite.write("def test_it(one): ...", "@atomcache.pytest.shared\ndef one(): ...")
+    result = suite.run("-p", "no:atomcache", "-p", "no:xdist")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*plugin of atomcache is switched off*"])
+
+
+# -- caches --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_shared_cache_is_the_same_for_all_and_gone_with_the_run(suite, workers):
+    suite.write(
+        f"""
+@pytest.fixture(scope="session")
+def dataset(shared_cache):
+    def make(target):
+        say("made")
+        target.write_text("data")
+    say("folder", shared_cache.directory)
+    return shared_cache.get_or_create_path("dataset", make, name="dataset")
+
+@pytest.mark.parametrize("n", range(2))
+def test_use(dataset, shared_cache, n):
+    meet({max(workers, 1)})
+    assert dataset.read_text() == "data"
+    parent = shared_cache.directory.parent
+    say("mode", oct(parent.stat().st_mode & 0o777))
+"""
+    )
+    result = suite.run(*([f"-n{workers}"] if workers else ["-p", "no:xdist"]))
+    result.assert_outcomes(passed=2)
+    assert suite.count("made") == 1
+    folders = {line.partition(" ")[2] for line in suite.said() if line.startswith("folder")}
+    assert len(folders) == 1
+    assert not os.path.exists(folders.pop())
+    assert suite.count("mode 0o700") == 2
+    result.stdout.fnmatch_lines(["dataset, in shared_cache: built*"])
+
+
+def test_the_persistent_cache_outlives_a_run_until_its_inputs_change_or_it_is_cleared(suite):
+    suite.write(
+        """
+@pytest.mark.parametrize("n", range(2))
+def test_use(persistent_cache, n):
+    def make():
+        say("made")
+        return pathlib.Path("input").read_text()
+    value = persistent_cache.get_or_create("table", make, inputs=["input"])
+    assert value == pathlib.Path("input").read_text()
+"""
+    )
+    source = suite.pytester.path / "input"
+    source.write_text("one")
+    made = []
+    for arguments, text in [
+        ((), "one"),
+        ((), "one"),
+        ((), "two"),
+        (("--atomcache-clear",), "two"),
+        (("-n2", "--atomcache-clear"), "two"),
+    ]:
+        source.write_text(text)
+        suite.run(*arguments).assert_outcomes(passed=2)
+        made.append(suite.count("made"))
+    assert made == [1, 1, 2, 3, 4]
+    [folder] = (suite.pytester.path / "user" / "atomcache-pytest").iterdir()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
