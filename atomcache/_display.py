@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ._patience import everywhere
 
@@ -131,17 +131,16 @@ class Display:
             self._progress.start()
             # A process that is killed while it waits could not bring the cursor back.
             self._progress.console.show_cursor(True)
-        if name not in self._shown:
-            self._shown[name] = self._progress.add_task("", total=None, told="", note="")
-        self._progress.update(
-            self._shown[name],
-            description=printable(waiting.key),
-            completed=waiting.done or 0.0,
-            total=waiting.total,
-            told=_tell(waiting),
-            note=printable(waiting.note),
-            refresh=True,
-        )
+        state: dict[str, Any] = {
+            "completed": waiting.done or 0.0,
+            "total": waiting.total,
+            "told": _tell(waiting),
+            "note": printable(waiting.note),
+        }
+        if name in self._shown:
+            self._progress.update(self._shown[name], refresh=True, **state)
+        else:
+            self._shown[name] = self._progress.add_task(printable(waiting.key), **state)
 
     def _leave_parent(self) -> None:
         """Draw anew in a forked child, where a lock of rich's may stay locked for ever."""
