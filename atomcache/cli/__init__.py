@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        status = _run(given)
+        status = _dispatch(given)
         if sys.stdout is not None:
             sys.stdout.flush()  # what can't be written is told while it still can be
         return status
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _run(given: list[str]) -> int:
+def _dispatch(given: list[str]) -> int:
     if "_ARGCOMPLETE" in os.environ:
         from ._completion import complete
 
@@ -120,7 +120,7 @@ def _help(given: list[str]) -> int:
         kind = "option" if given[0].startswith("-") else "command"
         raise Misuse(f"there is no {kind} {given[0]!r}; see atomcache --help")
     if given[1:2] and given[1] in COMMANDS:
-        return _run([given[1], "--help"])
+        return _dispatch([given[1], "--help"])
     width = max(map(len, COMMANDS))
     print("usage: atomcache COMMAND ...\n")
     print("Build once, share everywhere: run commands once, and see what the cache does.\n")
@@ -136,7 +136,8 @@ def _help(given: list[str]) -> int:
 def _complain(given: list[str], error: Exception, status: int) -> int:
     name = f"atomcache {given[0]}" if given and given[0] in COMMANDS else "atomcache"
     text = " ".join(str(error).split())
-    sys.stderr.write(f"{name}: {text}\n")
+    if sys.stderr is not None:
+        sys.stderr.write(f"{name}: {text}\n")
     return status
 
 
