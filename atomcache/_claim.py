@@ -66,7 +66,7 @@ _BLOCKED_TRIES = 5
 _ONE_READ = 65_536
 _LARGEST_RECORD = 1 << 20
 
-_NO_LOCKS = (
+NO_LOCKS = (
     errno.ENOLCK,
     errno.ENOSYS,
     errno.ENOTSUP,
@@ -541,7 +541,7 @@ def _try_lock(door: Door, fd: int) -> bool | None:
     try:
         return door.lock_exclusive(fd)
     except OSError as error:
-        if error.errno in _NO_LOCKS:
+        if error.errno in NO_LOCKS:
             return None
         raise
 

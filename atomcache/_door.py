@@ -54,8 +54,9 @@ NOTE = os.O_WRONLY | os.O_CREAT | _O_BINARY | getattr(os, "O_NOFOLLOW", 0)
 """Flags to write a file that always has the same content, whoever writes it."""
 APPEND = os.O_APPEND
 """Flag to write whole lines at the end of a claim, whoever else does so at the same time."""
-ADD = os.O_WRONLY | os.O_CREAT | os.O_APPEND | _O_BINARY | getattr(os, "O_NOFOLLOW", 0)
-"""Flags to add to a file that all processes add to."""
+ADD = os.O_RDWR | os.O_CREAT | os.O_APPEND | _O_BINARY | getattr(os, "O_NOFOLLOW", 0)
+"""Flags to add to a file that all processes add to or lock; where locks are those of records, as
+on NFS, a shared one needs a file that can be read."""
 CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | _O_BINARY | getattr(os, "O_NOFOLLOW", 0)  # mode 'x'
 """Flags of exclusive creation, the primitive lock of the whole protocol."""
 
@@ -148,6 +149,8 @@ class Door:
             except FileNotFoundError:
                 if not os.path.lexists(path):
                     return  # else something in it went before we came to it
+                if attempt + 1 == _REMOVE_TRIES:
+                    raise
             except OSError:
                 if attempt + 1 == _REMOVE_TRIES:
                     raise
@@ -347,6 +350,10 @@ def _sync(path: str) -> None:
     fd = os.open(path, READ)
     try:
         os.fsync(fd)
+    except OSError as error:
+        # Some filesystems sync folders by themselves, and refuse to be told.
+        if error.errno != errno.EINVAL or not stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise
     finally:
         os.close(fd)
 

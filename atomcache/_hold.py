@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import os
 
-from ._claim import leads_to
+from ._claim import NO_LOCKS, leads_to
 from ._door import ADD
 from ._layout import HELD, META
 from ._log import logger
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from ._door import Door
     from ._layout import Layout
 
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -100,7 +99,7 @@ class Hold:
                     return True
             except OSError as error:
                 door.close_claim(fd)
-                if error.errno not in _NO_LOCKS:
+                if error.errno not in NO_LOCKS:
                     raise
                 logger().info("there are no locks here, so nothing can be held: %s", error)
                 return True

@@ -19,7 +19,6 @@ done leaves the rest to the next.
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import stat
@@ -65,7 +64,6 @@ _EXACT = 100_000
 """Entries used about equally long ago whose order is told exactly when only some must go."""
 
 _BUCKETS_PER_DOUBLING = 256
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 _SWEEP_PAUSE = 86_400.0
 _LOOK_PAUSE = 600.0
 _INPUTS_IDLE = 30 * 86_400.0

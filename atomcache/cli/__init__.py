@@ -127,7 +127,7 @@ def _help(given: list[str]) -> int:
     print("commands:")
     for name, purpose in COMMANDS.items():
         print(f"  {name:{width}}  {purpose}")
-    print("\natomcache COMMAND --help tells more. All but run, doctor and completion take")
+    print("\natomcache COMMAND --help tells more. All but run and completion take")
     print("--json. Which cache: --cache DIR, else $ATOMCACHE_DIR, else the one that")
     print("atomcache.get_or_create uses.")
     return 0 if given else MISUSE
