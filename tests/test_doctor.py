@@ -235,7 +235,7 @@ class Strange:
         if opcode in (SETLK, SETLKW):
             return self.lock(opcode, node, pid, body)
         if opcode == FSYNCDIR and self.manners("no_fsyncdir"):
-            raise Refused(errno.EINVAL)
+            raise Refused(self.manners("no_fsyncdir"))
         if opcode in (RELEASE, RELEASEDIR):
             node.uses -= 1
             if self.manners("locks") != "kept":
@@ -643,7 +643,7 @@ def test_what_a_filesystem_breaks_is_told_and_that_no_cache_should_be_there(tmp_
         "appends_over": True,
         "longest": 60,
         "no_times": True,
-        "no_fsyncdir": True,
+        "no_fsyncdir": errno.EIO,
     }
     with strange(tmp_path / "mounted", **manners) as place:
         report = examine(place, patience=PATIENCE)
@@ -895,3 +895,12 @@ def test_a_filesystem_is_named_without_being_touched():
         pytest.skip("this system does not tell")
     found = filesystem_of("/proc/self/no such thing")
     assert (found.kind, found.mounted) == ("proc", "/proc")
+
+
+@as_root
+def test_a_filesystem_that_syncs_folders_by_itself_stores_durable_paths(tmp_path):
+    with strange(tmp_path / "mounted", no_fsyncdir=errno.EINVAL) as place:
+        cache = Cache(place / "cache")
+        path = cache.get_or_create_path("key", lambda target: target.mkdir(), name="made")
+        assert path.is_dir()
+        assert verdicts(examine(place, patience=PATIENCE))["forcing onto the disk"] == HOLDS
