@@ -1,5 +1,7 @@
 """Fixtures that all tests share."""
 
+import signal
+
 import pytest
 
 from atomcache import Cache
@@ -13,6 +15,13 @@ def pytest_addoption(parser):
         action="store_true",
         help="run the long version of the simulation, crash, power-cut, soak and fuzzing tests",
     )
+
+
+def pytest_configure():
+    # A shell that starts a command in the background has it ignore Ctrl-C, and all that it
+    # starts in turn would too: programs under test have to end by it.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -79,8 +79,10 @@ class Terminal:
 
     def end(self, status=0):
         """Read to the end, and return all that stood there."""
+        deadline = time.monotonic() + PATIENCE
         while self.read():
-            pass
+            if time.monotonic() > deadline:
+                raise Hang(f"the program goes on after {self.seen[-2000:]!r}")
         assert self.process.wait(PATIENCE) == status, self.seen
         assert b"Traceback" not in self.seen, self.seen
         return self.seen
