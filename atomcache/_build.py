@@ -19,6 +19,7 @@ from ._log import logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from ._claim import Claim
@@ -39,6 +40,10 @@ class Build:
         self._began = door.monotonic()
         self.over = False
         self.ended = 0.0
+        self.took: float | None = None
+        self.fetched = False
+        self.lost_claim = False
+        self.behind: Callable[[bool], None] | None = None
         self.waits: list[str] = []
         self._next_report = 0.0
         self._max_age: float | None = None
@@ -155,7 +160,7 @@ class Build:
 
     def revoked(self) -> bool:
         """Tell whether the entry was removed since the build began."""
-        return self._claim is not None and self._claim.revoked()
+        return self.lost_claim or (self._claim is not None and self._claim.revoked())
 
     def age_limit(self, default: float | None) -> float | None:
         """Return after how many seconds what is built expires."""

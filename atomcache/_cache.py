@@ -17,6 +17,7 @@ from _weakref import ref
 from ._codec_table import CodecTable
 from ._door import door as real_door
 from ._errors import AtomcacheError, MissingEntryError, OptionError
+from ._flight import Absent
 from ._freshness import Want, note_use
 from ._header import NEVER
 from ._keys import REMEMBERED, describe, digest
@@ -30,10 +31,10 @@ from ._watch import Watch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
     from datetime import timedelta
     from pathlib import Path
-    from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
+    from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, Unpack, overload
 
     from ._door import Door
     from ._hold import Holding
@@ -60,6 +61,8 @@ else:
 
 _MOST_PLACES = 10_000
 """Keys whose digest is remembered: some 3 MB, for a tenth of a hit's time."""
+
+_REMOTE = ("remote", "remote_options", "remote_timeout", "read_only", "write")
 
 _VALUE = b"v"
 _PATH = b"p"
@@ -103,6 +106,18 @@ class Cache:
         Called with a `Waiting` some ten times a second, from a thread, while anything in this
         process waits for somebody else's build, and once more, with ``over`` set, when it has
         ended.  Is not carried along when the cache is pickled.
+    remote : str or obstore store, optional
+        A bucket that machines share, such as ``"s3://bucket/prefix"``, with this folder as what
+        each of them keeps at hand.  What is built on one is built on none of the others.
+    remote_options : dict, optional
+        Settings of the bucket, as `obstore.store.from_url` takes them, such as credentials.
+    remote_timeout : float, timedelta or str
+        Seconds after which a bucket that does not answer is left alone for a while, and
+        everything is built locally.
+    read_only : bool
+        Only look into the bucket: nothing goes there, and nothing there is removed.
+    write : {"sync", "async"}
+        Whether what is built goes to the bucket before its caller has it, or in a thread.
     **options
         Defaults for every call, as documented in `Options`: `max_age`, `stale_for`,
         `stale_on_error`, `retry_after`, `jitter`, `timeout`, `on_error`, `on_store_error`,
@@ -138,6 +153,11 @@ class Cache:
         max_entries: int | None = None,
         max_idle: float | timedelta | str | None = None,
         on_wait: Callable[[Waiting], object] | None = None,
+        remote: Any = None,
+        remote_options: Mapping[str, Any] | None = None,
+        remote_timeout: Any = 10.0,
+        read_only: bool = False,
+        write: Literal["sync", "async"] = "sync",
         **options: Unpack[CallOptions],
     ) -> None:
         place: Any = directory if isinstance(directory, str) else _path_of(directory)
@@ -157,6 +177,11 @@ class Cache:
             "max_bytes": max_bytes,
             "max_entries": max_entries,
             "max_idle": max_idle,
+            "remote": remote,
+            "remote_options": dict(remote_options or {}),
+            "remote_timeout": remote_timeout,
+            "read_only": read_only,
+            "write": write,
             **options,
         }
         if on_wait is not None:
@@ -178,6 +203,8 @@ class Cache:
         if not lease or lease > 86_400:
             raise OptionError("lease must be more than 0 seconds and at most a day")
         limit = size("memory", given.pop("memory"))
+        settings = {name: given.pop(name, None) for name in _REMOTE}
+        self._codecs.shared = settings["remote"] is not None
         given_limits = {
             name: given.pop(name, None) for name in ("max_bytes", "max_entries", "max_idle")
         }
@@ -195,6 +222,10 @@ class Cache:
         self._watch = Watch(door)
         self._protocol = Protocol(door, self._layout, self._watch, lease)
         self._protocol.on_wait = self._on_wait
+        if settings["remote"] is not None:
+            from ._remote import open_remote
+
+            self._protocol.remote = open_remote(self._protocol, settings)
         self._ends_in = 0
         self._kept_up: tuple[Upkeep, Statistics] | None = None
         self._statistics = _statistics_of(door, self._layout, self._watch)
@@ -743,6 +774,8 @@ class Cache:
             self._unreadable(entry, error)
             return
         self._protocol.published(entry)
+        if self._protocol.remote is not None:
+            self._protocol.remote.replace(entry, value)
 
     def remove(self, key: object, *, inputs: Inputs | None = None) -> bool:
         """Remove the value and the path of `key`; tell whether there was one.
@@ -789,6 +822,8 @@ class Cache:
 
         if not isinstance(tag, str) or not tag:
             raise OptionError(f"tag must be a non-empty string, not {describe(tag)}")
+        if self._protocol.remote is not None:
+            self._protocol.remote.remove_tagged(tag)
         try:
             return remove_where(self._protocol, lambda name, tags: tag in tags)
         except OSError as error:
@@ -806,6 +841,8 @@ class Cache:
         """
         from ._listing import clear
 
+        if self._protocol.remote is not None:
+            self._protocol.remote.clear()
         try:
             self._statistics().clear()
             return clear(self._protocol)
@@ -863,6 +900,40 @@ class Cache:
             raise storage_error("the cache", self._layout.directory, error) from error
         assert pruned is not None
         return pruned
+
+    def prune_remote(
+        self,
+        *,
+        max_bytes: int | str | None = None,
+        max_age: float | timedelta | str | None = None,
+    ) -> Pruned:
+        """Remove the oldest entries of the bucket beyond some limits, now.
+
+        What killed processes left there goes too.  A listing of the whole bucket is read.
+
+        Parameters
+        ----------
+        max_bytes
+            Bytes, or such as ``"100GB"``, that the entries may take.
+        max_age
+            Seconds, or such as ``"30d"``, since an entry was made.
+
+        Returns
+        -------
+        Pruned
+            How much was removed and how much there is.
+
+        Raises
+        ------
+        OptionError
+            For a limit of the wrong type or sign, or if there is no bucket.
+        StorageError
+            If the bucket can't be reached.
+        """
+        remote = self._protocol.remote
+        if remote is None or remote.read_only:
+            raise OptionError("prune_remote needs remote= and no read_only=")
+        return remote.prune(size("max_bytes", max_bytes), seconds("max_age", max_age))
 
     def hold(
         self,
@@ -1066,7 +1137,11 @@ class Cache:
         except OSError as error:
             raise self._storage_error(_VALUE, key, error) from error
         if value is MISS:
-            return default
+            if self._protocol.remote is None:
+                return default
+            there = chosen.without_waiting()
+            entry = ValueEntry(self._layout, name, key, there, _absent)
+            return self._protocol.fetch(entry, default)
         if self._watch.due(path):
             self._note_use(path, path, hit=False)
         return value
@@ -1081,10 +1156,10 @@ class Cache:
         try:
             name = stored_name(self._door, path)
             if name is None:
-                return default
+                return self._fetch_file(key, chosen, default)
             target, meta = os.path.join(path, name), os.path.join(path, META)
             if not find(self._door, target, meta, chosen):
-                return default
+                return self._fetch_file(key, chosen, default)
             if self._watch.due(target):
                 self._note_use(target, meta, hit=False)
             return Path(target)
@@ -1142,8 +1217,11 @@ class Cache:
         raise still_changing(chosen.inputs)
 
     def _forget(self, function: str) -> int:
+        from ._entry import function_tag
         from ._listing import remove_where
 
+        if self._protocol.remote is not None:
+            self._protocol.remote.remove_tagged(function_tag(function))
         try:
             return remove_where(self._protocol, lambda name, tags: name == function)
         except OSError as error:
@@ -1194,6 +1272,8 @@ class Cache:
     def _note_use(self, path: str, file: str, *, hit: bool = True) -> None:
         """Record that an entry is used, which the first hit of an hour in a process does."""
         took = 0.0
+        if self._protocol.remote is not None:
+            self._protocol.remote.follow()
         if self._door.upkeep:
             _write_at_exit(self)
             try:
@@ -1211,6 +1291,21 @@ class Cache:
             self._kept_up = upkeep, statistics
         return self._kept_up
 
+    def _fetch_file(self, key: object, chosen: Options, default: Any) -> Any:
+        """Bring a path from the bucket, if it is there."""
+        from ._path import PathEntry
+
+        remote = self._protocol.remote
+        if remote is None:
+            return default
+        digested = digest(_PATH, key)
+        name = remote.name_of(digested)
+        if name is None:
+            return default
+        there = chosen.without_waiting()
+        entry = PathEntry(self._layout, digested, key, name, there, _absent)
+        return self._protocol.fetch(entry, default)
+
     def _published(self, entry: Entry) -> None:
         try:
             upkeep, statistics = self._keep_up()
@@ -1220,6 +1315,8 @@ class Cache:
         _write_at_exit(self)
         upkeep.published(entry)
         statistics.write_sometimes()
+        if self._protocol.remote is not None:
+            self._protocol.remote.follow()
 
     def _unreadable(self, entry: Any, error: OSError) -> Any:
         return self._protocol.get_unstored(entry, error)
@@ -1231,10 +1328,14 @@ class Cache:
         return storage_error(what, self._layout.entry(digest(kind, key)), error)
 
     def _remove(self, kind: bytes, key: object) -> bool:
+        name = digest(kind, key)
         try:
-            return self._protocol.remove(self._layout.entry(digest(kind, key)))
+            removed = self._protocol.remove(self._layout.entry(name))
         except OSError as error:
             raise self._storage_error(kind, key, error) from error
+        if self._protocol.remote is not None:
+            self._protocol.remote.remove(name)
+        return removed
 
     def __getstate__(self) -> dict[str, Any]:
         return self._given
@@ -1245,6 +1346,11 @@ class Cache:
 
     def __repr__(self) -> str:
         return f"Cache({self._layout.directory!r})"
+
+
+def _absent(*_: object) -> Any:
+    """Build nothing: what another machine has will do."""
+    raise Absent
 
 
 async def _in_pool(step: Callable[..., T], *given: Any) -> T:

@@ -208,6 +208,7 @@ class Claim:
         }
         told = [("tag", tag) for tag in tags]
         self._write(b"\n" + write_lines([*fields.items(), *told]))
+        door.show(self.fd)
         door.start_heartbeat(self.fd, self.lease / BEATS_PER_LEASE)
         self._beating = True
 

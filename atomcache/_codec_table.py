@@ -37,6 +37,7 @@ class CodecTable:
         self._directory = directory
         self._allow = allow
         self._secret = secret
+        self.shared = False  # whether entries come from a bucket
         self._made: dict[str, AnyCodec] = {}
 
     def find(self, wanted: object) -> AnyCodec:
@@ -56,6 +57,11 @@ class CodecTable:
 
             return Data(self._allow)
         if name == "pickle":
+            if self.shared and self._secret is None:
+                raise OptionError(
+                    "codec 'pickle' needs secret= where entries come from a bucket: whoever can "
+                    "write there could have code run here"
+                )
             from ._pickle import Pickle
 
             return Pickle(self._directory, self._secret)

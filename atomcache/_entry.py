@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from ._freshness import Want
 from ._header import NEVER
-from ._keys import describe
+from ._keys import describe, function_of
 from ._publish import identify
 
 TYPE_CHECKING = False
@@ -19,9 +19,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from ._build import Build
     from ._layout import Layout
     from ._options import Options
     from ._publish import Identity
+
+
+def function_tag(function: str) -> str:
+    """Return a tag, which no user can give, of all entries of a decorated function."""
+    return f"\0{function}"
 
 
 class Entry:
@@ -40,6 +46,11 @@ class Entry:
         Called if what is there turns out to be damaged.
     size
         Bytes that it takes, once it is published.
+    only_look
+        Whether the caller does not want it built, only brought from the bucket.
+    unusable, replaces, replaced_blob
+        For `Remote`: the version in the bucket that turned out to be damaged, the one that is to
+        be replaced, and the object that holds that one's content.
     """
 
     kind = ""
@@ -56,6 +67,10 @@ class Entry:
         self.path = layout.entry(digest)
         self.damaged: Callable[[], None] | None = None
         self.size = 0
+        self.only_look = False
+        self.unusable = ""
+        self.replaces = ""
+        self.replaced_blob = ""
 
     def what(self) -> str:
         """Say which entry this is, for messages and records."""
@@ -76,6 +91,12 @@ class Entry:
     def look_for_old(self, tolerate: float) -> Any:
         """Return what ended up to `tolerate` seconds ago, or `MISS`."""
         return self.find(Want(tolerate=tolerate))
+
+    def tags_of(self, build: Build | None) -> set[str]:
+        """Return the labels of what is built."""
+        tags = {*self.options.tags, *(() if build is None else build.tags)}
+        function = function_of(self.key)
+        return {*tags, function_tag(function)} if function else tags
 
     def identity(self) -> Identity | None:
         """Return what tells the present entry from any later one; `None` if none is there."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from _thread import allocate_lock, start_new_thread
 
+from ._door import door
 from ._log import logger
 
 TYPE_CHECKING = False
@@ -66,6 +67,7 @@ class _Heart:
     def touch(self, fd: int) -> None:
         try:
             os.utime(fd)
+            door.show(fd)
         except OSError as error:
             del self.periods[fd]
             logger().warning(

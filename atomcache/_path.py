@@ -23,7 +23,7 @@ from ._door import CREATE, READ
 from ._entry import Entry
 from ._errors import BuilderError, DontStore, EntryNameError
 from ._freshness import USUAL, Want, expiry, flags_of, fresh, holds, said
-from ._header import HAS_INPUTS, NEVER, Damaged, assemble, parse, read_meta
+from ._header import HAS_INPUTS, NEVER, Damaged, assemble, glance, parse, read_meta
 from ._hold import is_held
 from ._keys import describe, describe_entry
 from ._layout import META
@@ -42,7 +42,7 @@ from ._publish import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
     from typing import Any
 
@@ -184,6 +184,47 @@ class PathEntry(Entry):
         super().__init__(layout, digest, key, options, anew=anew)
         self.name = name
         self.builder = builder
+        self._head = b""
+
+    # -- to and from the bucket --------------------------------------------------------
+
+    def fits(self, header: Header, meta: dict[str, Any]) -> bool:
+        """Tell whether what stands in the bucket is of the kind that is wanted."""
+        return meta.get("name") == self.name
+
+    def send(
+        self, target: str, took: float, build: Build | None
+    ) -> tuple[bytes, Iterator[bytes], int]:
+        """Return meta, archive and about how large that is of what was built."""
+        from ._archive import pack
+
+        assert build is not None
+        self._check_built(target)
+        self.size = size_of(self.door, target)
+        self._head = self._meta(took, build)
+        return self._head, pack(target), self.size
+
+    def content(self) -> Iterator[bytes]:
+        """Yield what was built, as an archive of what is published."""
+        from ._archive import pack
+
+        return pack(os.path.join(self.path, self.name))
+
+    def receive(self, scratch: str, head: bytes, pieces: Iterator[bytes]) -> str:
+        """Unpack what comes down into the scratch and return its path."""
+        from ._archive import Unfit, unpack
+
+        try:
+            unpack(pieces, scratch, self.name)
+        except Unfit as why:
+            raise Damaged(str(why)) from why
+        self._head = head
+        return os.path.join(scratch, self.name)
+
+    def forget_received(self, scratch: str) -> None:
+        """Remove what came down, if anything did."""
+        self._head = b""
+        discard(self.door, os.path.join(scratch, self.name))
 
     def find(self, want: Want) -> Any:
         """Return the path if there is one that is good enough, else `MISS`."""
@@ -280,7 +321,7 @@ class PathEntry(Entry):
             if name != self.name:
                 discard(door, os.path.join(scratch, name))
         self.size = size_of(door, scratch)
-        self._write_meta(os.path.join(scratch, META), took, build)
+        self._write_meta(os.path.join(scratch, META), self._head or self._meta(took, build))
         if self.options.durable:
             door.sync_tree(scratch)
         staged = scratch + STAGED
@@ -332,18 +373,16 @@ class PathEntry(Entry):
             "file or a folder there; copy what the link leads to"
         )
 
-    def _write_meta(self, path: str, took: float, build: Build) -> None:
+    def _meta(self, took: float, build: Build) -> bytes:
+        """Return what stands in the meta of what was built."""
         options = self.options
-        now = build.ended
-        expires = expiry(self.door, now, options, build)
-        flags = flags_of(build)
         parts = assemble(
             digest=self.digest,
             codec=_CODEC,
             form=0,
-            flags=flags,
-            created=now,
-            expires=expires,
+            flags=flags_of(build),
+            created=build.ended,
+            expires=expiry(self.door, build.ended, options, build),
             took=took,
             meta=[
                 *describe_entry(self.key, options.tags),
@@ -354,11 +393,15 @@ class PathEntry(Entry):
             payload=b"",
             seal=bytes(32),
         )
+        return b"".join(parts)
+
+    def _write_meta(self, path: str, meta: bytes) -> None:
         fd = self.door.open(path, CREATE, self.layout.file_mode)
         try:
-            self.door.write(fd, b"".join(parts))
+            self.door.write(fd, meta)
         finally:
             self.door.close(fd)
-        mark = 0.0 if expires == NEVER else expires
-        mark = _LOOK_INSIDE if flags else mark
+        header = glance(meta)
+        mark = 0.0 if header.expires == NEVER else header.expires
+        mark = _LOOK_INSIDE if header.flags else mark
         self.door.utime(path, (self.door.time(), mark))  # made is used

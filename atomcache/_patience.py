@@ -45,6 +45,7 @@ class Patience:
         self._entry = entry
         self._on_wait = on_wait
         self._wait: Wait | None = None
+        self.gave_up: BuildTimeout | None = None
         self._began = door.monotonic()
         self._looks: tuple[int, ...] | None = None
         self._looks_so_since = self._began
@@ -110,4 +111,5 @@ class Patience:
             "again later"
         )
         error.entry = self._entry.path
+        self.gave_up = error
         return error

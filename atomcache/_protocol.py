@@ -49,14 +49,14 @@ from ._errors import (
     StorageError,
 )
 from ._failure import again
-from ._flight import LOOK, Flights, GivenUp, Outcome
+from ._flight import LOOK, Absent, Flights, GivenUp, Outcome
 from ._freshness import CLOCK_SLACK
 from ._header import NEVER
 from ._keys import describe, function_of
 from ._layout import failure_mark
 from ._log import logger
 from ._patience import Patience
-from ._publish import MISS, Revoked, discard, remove
+from ._publish import MISS, Revoked, discard, identify, remove
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from ._layout import Layout
     from ._path import PathEntry
     from ._publish import Identity
+    from ._remote import Remote
     from ._value import ValueEntry
     from ._waiting import Waiting
     from ._watch import Watch
@@ -115,6 +116,7 @@ class Protocol:
         self.failed: dict[str, float] = {}
         self.published: Callable[[Entry], None] = lambda entry: None
         self.start_behind: Callable[[Callable[[], None]], None] = door.start_thread
+        self.remote: Remote | None = None
         self.on_wait: Callable[[Waiting], object] | None = None
 
     def get(self, entry: Entry, started: float) -> Any:
@@ -147,6 +149,17 @@ class Protocol:
                 outcome = self._follow(entry, flight, started, patience)
             if outcome is not None:
                 return outcome.result()
+
+    def fetch(self, entry: Entry, default: Any) -> Any:
+        """Return what another machine has made, if the bucket has it."""
+        entry.only_look = True
+        try:
+            return self._get(entry, self.door.time())
+        except (Absent, BuildTimeout):
+            return default
+        except StorageError as error:
+            logger().warning("%s can't be kept as it comes down: %s", entry.what(), error)
+            return default
 
     def get_unstored(self, entry: Entry, error: OSError) -> Any:
         """Build an entry that `error` keeps from being read, or raise, as the caller chose."""
@@ -337,7 +350,7 @@ class Protocol:
                     outcome = self._wait(entry, started, patience)
                 else:
                     patience.end()
-                    outcome = self._build(entry, claim, started)
+                    outcome = self._build(entry, claim, started, patience)
                     builds += 1
                 if outcome is not None:
                     return outcome
@@ -352,8 +365,11 @@ class Protocol:
 
     # -- look once more, build -------------------------------------------------------
 
-    def _build(self, entry: Entry, claim: Claim, started: float) -> Outcome | None:
+    def _build(
+        self, entry: Entry, claim: Claim, started: float, patience: Patience
+    ) -> Outcome | None:
         """Build under a claim; `None` if the story has to start over."""
+        build: Build | None = None
         try:
             seen = entry.identity()
             published = None if seen is None else self._look(entry, started)
@@ -371,14 +387,25 @@ class Protocol:
             began = self.door.monotonic()
             build = Build(self.door, claim.path, claim)
             outer = running.set((*running.get(), build))
+
+            def run() -> Any:
+                if not entry.only_look:
+                    self.watch.tell("build_started", entry.key)
+                return entry.build(claim.scratch)
+
             try:
-                self.watch.tell("build_started", entry.key)
-                made = entry.build(claim.scratch)
+                if self.remote is None:
+                    made = run()
+                else:
+                    made = self.remote.make(entry, claim, build, started, patience, run)
             except DontStore as answer:
                 made = entry.unstored(claim.scratch, answer.value)
                 return Outcome(made, stored=False, alone=build.revoked())
             except Exception as error:
+                if error is patience.gave_up:
+                    raise
                 if entry.lost(claim.scratch):
+                    self._tell_lost(entry, claim, self.door.monotonic() - began, seen)
                     return None
                 if entry.options.on_store_error == "bypass" and entry.is_full(error):
                     raise  # to build once more, elsewhere
@@ -386,12 +413,14 @@ class Protocol:
             finally:
                 build.over = True
                 running.reset(outer)
-            took = self.door.monotonic() - began
-            build.ended = self.door.time()
+            took = self.door.monotonic() - began if build.took is None else build.took
+            build.ended = build.ended or self.door.time()
             if not claim.is_mine():
                 return Outcome(made, stored=False)  # a child forked by the factory
             return self._publish(entry, claim, build, made, took, seen, started)
         finally:
+            if build is not None and build.behind is not None:
+                build.behind(False)
             try:
                 claim.release()
             except OSError as error:
@@ -419,6 +448,7 @@ class Protocol:
             if isinstance(error, AtomcacheError):
                 return self._fail(entry, claim, error, took)
             if entry.lost(claim.scratch):
+                self._tell_lost(entry, claim, took, seen)
                 return None
             self.watch.tell("error", entry.key, error=error)
             if entry.options.on_store_error == "bypass":
@@ -428,14 +458,29 @@ class Protocol:
         except Exception as error:  # a codec's, for a value that it can't store
             return self._fail(entry, claim, error, took)
         if not won:
+            if not build.fetched:
+                self.watch.duplicate(entry.key, entry.what(), entry.path, took)
             return self._look(entry, started)
         self.watch.rebuilt(entry.path)
-        self.watch.tell("build_finished", entry.key, seconds=took)
+        self.watch.tell("fetched" if build.fetched else "build_finished", entry.key, seconds=took)
         if entry.options.stale_for is not None or entry.options.stale_on_error is not None:
             self.failed.pop(entry.path, None)
             discard(self.door, failure_mark(entry.path))
         self.published(entry)
+        if build.behind is not None:
+            publish, build.behind = build.behind, None
+            self.door.start_thread(lambda: publish(True))
         return Outcome(value)
+
+    def _tell_lost(self, entry: Entry, claim: Claim, took: float, seen: Identity | None) -> None:
+        """Tell of a build whose scratch was removed by who took its owner for dead.
+
+        Where the whole cache folder was deleted, nobody else has built it, or is about to.
+        """
+        there = identify(self.door, entry.path)
+        taken = not leads_to(self.door, claim.path, claim.found)
+        if there not in (None, seen) or (taken and identify(self.door, claim.path) is not None):
+            self.watch.duplicate(entry.key, entry.what(), entry.path, took)
 
     def _fail(self, entry: Entry, claim: Claim, error: Exception, took: float) -> Outcome:
         """Tell those who sleep on the claim."""

@@ -33,6 +33,9 @@ PUBLISH_TRIES = 10
 _BLOCKED_TRIES = 60
 """How often to try again what an open file blocks (Windows): some five seconds."""
 
+_UNSEEN_TRIES = 12
+"""How often to try again what an entry blocks that can't be seen: some four seconds."""
+
 STAGED = "01"
 """What a path's scratch adds to its name when it stands ready to be published."""
 REVOKED = "02"
@@ -40,7 +43,17 @@ REVOKED = "02"
 REPLACED = "00"
 """What that adds to its name which was replaced, until it is removed."""
 
-_NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM)
+_NO_EXCHANGE = (
+    errno.ENOSYS,
+    errno.EINVAL,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.EPERM,
+    errno.EEXIST,
+    errno.ENOTEMPTY,
+)
+"""What is said where two names can't change places; the last two of a filesystem that does not
+heed that it was asked to exchange them, and won't rename over a folder that is filled."""
 
 _NO_LINKS = (
     errno.EPERM,
@@ -121,15 +134,21 @@ def install_folder(door: Door, scratch: str, path: str, seen: Identity | None, t
             if identify(door, path) is not None or identify(door, scratch) is None:
                 raise
             # It was evicted since we looked: nothing is in the way.
-    try:
-        door.rename(scratch, path)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EACCES):
-            raise
-        if identify(door, path) is None:
-            raise
-        return False
-    return True
+    for attempt in range(_UNSEEN_TRIES):
+        try:
+            door.rename(scratch, path)
+            return True
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EACCES):
+                raise
+            if identify(door, path) is not None:
+                return False
+            unseen = error
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        # It was removed since, or another machine put it there and it is not seen here yet.
+        door.sleep(0.001 * 2**attempt)
+    raise unseen
 
 
 def _exchange(door: Door, scratch: str, path: str) -> bool:

@@ -36,6 +36,10 @@ if TYPE_CHECKING:
             Calls that found a fresh entry, and that did not.
         builds, failures
             Factories that ended with an entry published, and with an error.
+        duplicates
+            Factories that ended when somebody else had published the entry already.
+        fetched
+            Entries that came from the bucket and were not built.
         waits
             Calls that waited for somebody else's build.
         takeovers
@@ -58,6 +62,8 @@ if TYPE_CHECKING:
         misses: int = 0
         builds: int = 0
         failures: int = 0
+        duplicates: int = 0
+        fetched: int = 0
         waits: int = 0
         takeovers: int = 0
         stale: int = 0
@@ -82,10 +88,10 @@ if TYPE_CHECKING:
         everyone: Counts
 else:
     _NAMES = (
-        "hits misses builds failures waits takeovers stale evictions corrupt errors "
-        "seconds_saved seconds_built"
+        "hits misses builds failures duplicates fetched waits takeovers stale evictions "
+        "corrupt errors seconds_saved seconds_built"
     )
-    Counts = namedtuple("Counts", _NAMES, defaults=(*[0] * 10, 0.0, 0.0))
+    Counts = namedtuple("Counts", _NAMES, defaults=(*[0] * 12, 0.0, 0.0))
     Stats = namedtuple("Stats", "process everyone")
 
 _PAUSE = 10.0
@@ -123,6 +129,8 @@ class Statistics:
             misses=int(told["miss"]),
             builds=int(told["build_finished"]),
             failures=int(told["build_failed"]),
+            duplicates=int(told["duplicate"]),
+            fetched=int(told["fetched"]),
             waits=int(told["waited"]),
             takeovers=int(told["taken_over"]),
             stale=int(told["stale"]),

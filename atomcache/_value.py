@@ -47,7 +47,7 @@ from ._publish import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
     from ._build import Build
@@ -269,6 +269,7 @@ class ValueEntry(Entry):
     ) -> None:
         super().__init__(layout, digest, key, options, anew=anew)
         self.factory = factory
+        self._parts: list[Buffer] | None = None
 
     def find(self, want: Want) -> Any:
         """Return the value if there is one that is good enough, else `MISS` or `LARGE`."""
@@ -291,6 +292,44 @@ class ValueEntry(Entry):
     def lost(self, scratch: str) -> bool:
         """Tell whether what was built is gone: never, a value is in memory."""
         return False
+
+    # -- to and from the bucket --------------------------------------------------------
+
+    def fits(self, header: Header, meta: dict[str, Any]) -> bool:
+        """Tell whether what stands in the bucket is of the kind that is wanted."""
+        return header.codec == self.options.codec.stored_name
+
+    def send(
+        self, value: Any, took: float, build: Build | None
+    ) -> tuple[bytes, Iterator[Buffer], int]:
+        """Return head, content and the content's size of what was built."""
+        self._parts = self._assemble(value, took, build)
+        return b"".join(self._parts[:3]), self.content(), sum(map(len, self._parts[3:]))
+
+    def content(self) -> Iterator[Buffer]:
+        """Yield what was built, as it was stored."""
+        parts = self._parts or []
+        return (memoryview(part).cast("B") for part in parts[3:] if len(part))
+
+    def receive(self, scratch: str, head: bytes, pieces: Iterator[bytes]) -> Any:
+        """Write what comes down into the scratch, verify it, and return the value."""
+        fd = self.door.open(scratch, CREATE, self.layout.file_mode)
+        try:
+            self.door.write(fd, head)
+            self.size = len(head)
+            for piece in pieces:
+                self.door.write(fd, piece)
+                self.size += len(piece)
+        finally:
+            self.door.close(fd)
+        value = read(self.door, scratch, self.digest, self.options, Want(tolerate=NEVER))
+        if value is MISS:
+            raise Damaged("it can't be read")
+        return value
+
+    def forget_received(self, scratch: str) -> None:
+        """Remove what came down, if anything did."""
+        discard(self.door, scratch)
 
     def is_full(self, error: Exception) -> bool:
         """Tell whether a factory failed because the cache has no room: it doesn't write there."""
@@ -321,7 +360,10 @@ class ValueEntry(Entry):
                 raise Revoked
             return install_file(self.door, scratch, self.path, seen)
 
-        return self._install(scratch, self._assemble(value, took, build), install), value
+        if build.fetched:
+            return install(), value
+        parts = self._parts or self._assemble(value, took, build)
+        return self._install(scratch, parts, install), value
 
     def replace(self, scratch: str, value: Any) -> None:
         """Write the value and put it in the place of whatever is there."""

@@ -33,6 +33,8 @@ KINDS = (
     "build_started",
     "build_finished",
     "build_failed",
+    "duplicate",
+    "fetched",
     "waited",
     "taken_over",
     "reaped",
@@ -57,9 +59,11 @@ class Event:
     ----------
     kind
         ``"hit"``; ``"miss"``; ``"build_started"``, ``"build_finished"`` and
-        ``"build_failed"``; ``"waited"`` for somebody else's build; ``"taken_over"`` from a
-        builder that died; ``"reaped"``, what dead builders left; ``"evicted"``, to make room;
-        ``"corrupt"``, an entry whose checksum is wrong; ``"stale"``, an old value was served;
+        ``"build_failed"``; ``"duplicate"``, it was built, but somebody else had published it
+        meanwhile; ``"fetched"``, it came from the bucket; ``"waited"`` for somebody else's
+        build; ``"taken_over"`` from a builder that died; ``"reaped"``, what dead builders left;
+        ``"evicted"``, to make room; ``"corrupt"``, an entry whose checksum is wrong;
+        ``"stale"``, an old value was served;
         ``"error"``, the cache folder could not be read or written.
     key
         The key as listings show it; empty where it is not known.
@@ -109,6 +113,9 @@ class _Use:
 
 
 _watches: list[ref[Watch]] = []
+
+_warned: list[int] = []
+"""Processes that said already what a duplicate build means: once is enough."""
 
 
 class Watch:
@@ -187,6 +194,22 @@ class Watch:
             self._built += seconds
         if self.callbacks:
             self._call(kind, key, seconds=seconds, error=error, **details)
+
+    def duplicate(self, key: object, what: str, path: str, seconds: float) -> None:
+        """Tell of a build that was in vain, since somebody else had published meanwhile."""
+        self.tell("duplicate", key, seconds=seconds)
+        if os.getpid() not in _warned:
+            _warned[:] = [os.getpid()]
+            logger().warning(
+                "%s was built, in %.1f s, but somebody else had published it meanwhile, in %s. "
+                "What they published is used. That is so if it was set during the build, if "
+                "this process was stopped for longer than its lease, or if several machines "
+                "share this folder and can't see each other's claims. More of these are "
+                "counted, as duplicates in stats(), and not logged",
+                what,
+                seconds,
+                path,
+            )
 
     def counts(self) -> dict[str, float]:
         """Return what was counted so far."""

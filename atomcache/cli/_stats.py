@@ -60,6 +60,11 @@ def run(options: argparse.Namespace) -> int:
             ("time built", time_text(counts.seconds_built)),
             ("builds", f"{counts.builds:,}"),
             ("failed builds", f"{counts.failures:,}"),
+            (
+                "duplicates",
+                f"{counts.duplicates:,} (built though somebody else had published meanwhile)",
+            ),
+            ("fetched", f"{counts.fetched:,} (from the bucket, instead of building)"),
             ("waits", f"{counts.waits:,}"),
             ("takeovers", f"{counts.takeovers:,} (from builders that died)"),
             ("stale", f"{counts.stale:,} (old values that were served)"),

@@ -30,7 +30,8 @@ STORED = "stored"
 FAILED = "failed"
 NOT_STORED = "not_stored"
 """How a build ends: nothing is kept if the factory said so, if its caller was interrupted, if
-the entry was removed meanwhile, or if the cache folder could not be written."""
+the entry was removed meanwhile, if somebody else had published it meanwhile, or if the cache
+folder could not be written."""
 
 BUCKETS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 """Upper bounds of a histogram's classes, in seconds: builds take from milliseconds to hours."""
@@ -107,6 +108,8 @@ class Builds:
             self._end(event, STORED)
         elif event.kind == "build_failed":
             self._end(event, FAILED)
+        elif event.kind == "duplicate":
+            self._end(event, NOT_STORED)
 
     def catch_up(self) -> None:
         """Tell of builds that have ended without an event."""

@@ -8,6 +8,8 @@ a span named ``atomcache.build``:
 ``atomcache.misses``           counter             calls that did not
 ``atomcache.build.duration``   histogram, s        builds, by ``outcome``
 ``atomcache.builds.active``    up-down counter     builds under way in this process
+``atomcache.duplicates``       counter             builds that ended when it was there already
+``atomcache.fetched``          counter             entries that came from the bucket
 ``atomcache.wait.duration``    histogram, s        waits for somebody else's build
 ``atomcache.takeovers``        counter             claims of dead builders that were taken over
 ``atomcache.reaped``           counter             things of dead builders that were removed
@@ -61,6 +63,12 @@ __all__ = ["instrument"]
 _COUNTED = {
     "hit": ("atomcache.hits", "{hit}", "Calls that found a fresh entry"),
     "miss": ("atomcache.misses", "{miss}", "Calls that found no fresh entry"),
+    "duplicate": (
+        "atomcache.duplicates",
+        "{build}",
+        "Builds that ended when somebody else had published the entry already",
+    ),
+    "fetched": ("atomcache.fetched", "{entry}", "Entries that came from the bucket"),
     "taken_over": (
         "atomcache.takeovers",
         "{takeover}",

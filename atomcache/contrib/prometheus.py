@@ -7,6 +7,8 @@ What it is for: a `Collector`, registered with a registry of `prometheus_client`
 ``atomcache_misses_total``            counter    calls that did not
 ``atomcache_builds_total``            counter    factories that ended with an entry published
 ``atomcache_failures_total``          counter    factories that ended with an error
+``atomcache_duplicates_total``        counter    factories that ended when it was there already
+``atomcache_fetched_total``           counter    entries that came from the bucket
 ``atomcache_waits_total``             counter    calls that waited for somebody else's build
 ``atomcache_takeovers_total``         counter    claims of dead builders that were taken over
 ``atomcache_stale_total``             counter    old values that were served
@@ -84,6 +86,11 @@ _COUNTERS = {
     "misses": ("misses", "Calls that found no fresh entry"),
     "builds": ("builds", "Factories that ended with an entry published"),
     "failures": ("failures", "Factories that ended with an error"),
+    "duplicates": (
+        "duplicates",
+        "Factories that ended when somebody else had published the entry already",
+    ),
+    "fetched": ("fetched", "Entries that came from the bucket and were not built"),
     "waits": ("waits", "Calls that waited for somebody else's build"),
     "takeovers": ("takeovers", "Claims of dead builders that were taken over"),
     "stale": ("stale", "Old values that were served"),

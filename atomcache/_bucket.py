@@ -1,0 +1,220 @@
+"""The one narrow door to an object store.
+
+What it is for: the few requests that sharing entries through a bucket needs, each counted: a
+plain get, a put that succeeds only if nothing is there or if nothing has changed since, a streamed
+put and get, a removal, a listing.  obstore speaks to S3, Google, Azure, and what is like them.
+
+Who calls it: `Remote`; the simulator in the tests stands another one in its place.  What may go
+wrong: `StoreDown` for whatever keeps the store from being used, after the time limit that the
+store was opened with; `OptionError` for an address that is none.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from ._errors import OptionError
+from ._keys import describe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any
+
+PIECE = 5 << 20
+"""Bytes of the parts in which large objects go up: the smallest that S3 takes, because each has
+to be there within the time limit."""
+
+_AT_ONCE = 4
+"""Parts that are on their way at the same time; with `PIECE`, that bounds the memory."""
+
+_LARGEST = 64 << 20
+"""Bytes that are read into memory at once; nothing that this library makes has more."""
+
+_LONGEST = 3600.0
+"""Seconds in which a large object has to be up or down; a store that falls silent meanwhile
+fails after the time limit of one request."""
+
+_used_in = 0
+"""The process whose threads serve the requests: obstore has one set of them per process."""
+
+
+class Listed(NamedTuple):
+    """An object as listings show it."""
+
+    name: str
+    size: int
+    modified: float
+
+
+class StoreDown(Exception):
+    """The object store can't be used; the cause says why."""
+
+
+class Bucket:
+    """Objects under one prefix of an object store.
+
+    Parameters
+    ----------
+    store
+        What obstore makes, or its address, such as ``"s3://bucket/prefix"``.
+    timeout
+        Seconds after which one request counts as failed.  A store that was made elsewhere has
+        its own limits.
+    options
+        Further settings for the store of an address, as `obstore.store.from_url` takes them.
+    """
+
+    def __init__(
+        self, store: Any, timeout: float, options: Mapping[str, Any] | None = None
+    ) -> None:
+        try:
+            import obstore
+            from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+        except ImportError as error:
+            raise OptionError("remote= needs obstore: pip install 'atomcache[remote]'") from error
+        self._obstore: Any = obstore
+        self._taken = (AlreadyExistsError, PreconditionError)
+        self._errors = (BaseError, OSError, ValueError, NotImplementedError)
+        self.requests = 0
+        self._store = self._bulk = store
+        if isinstance(store, str):
+            self._store = _open(store, timeout, timeout, dict(options or {}))
+            self._bulk = _open(store, timeout, _LONGEST, dict(options or {}))
+
+    def get(self, name: str) -> tuple[bytes, str] | None:
+        """Return an object's content and what names its version; `None` if there is none."""
+
+        def get() -> tuple[bytes, str]:
+            found = self._obstore.get(self._store, name)
+            content = b"" if found.meta["size"] > _LARGEST else bytes(found.bytes())
+            return content, _version(found.meta)
+
+        answer: tuple[bytes, str] | None = self._ask(get, FileNotFoundError)
+        return answer
+
+    def stream(self, name: str) -> Iterator[bytes] | None:
+        """Yield an object's content in pieces; `None` if there is none."""
+        found = self._ask(lambda: self._obstore.get(self._bulk, name), FileNotFoundError)
+        return None if found is None else self._pieces(found)
+
+    def _pieces(self, found: Any) -> Iterator[bytes]:
+        try:
+            yield from found.stream(min_chunk_size=1 << 20)
+        except self._errors as error:
+            raise StoreDown(_first_line(error)) from error
+
+    def put(self, name: str, content: bytes | Iterator[Any]) -> str:
+        """Store an object, whatever is there; in parts, if it comes in pieces."""
+        if isinstance(content, bytes):
+            return _version(self._ask(lambda: self._obstore.put(self._store, name, content)))
+        failed: list[BaseException] = []
+
+        def pieces() -> Iterator[Any]:
+            try:
+                yield from content
+            except BaseException as error:
+                failed.append(error)
+                raise
+
+        try:
+            put = self._ask(
+                lambda: self._obstore.put(
+                    self._bulk, name, pieces(), chunk_size=PIECE, max_concurrency=_AT_ONCE
+                )
+            )
+        except StoreDown:
+            if failed:  # it is not the store's fault
+                raise failed[0] from None
+            raise
+        return _version(put)
+
+    def put_new(self, name: str, content: bytes) -> str | None:
+        """Store an object if there is none of that name; `None` if there is."""
+        put = self._ask(
+            lambda: self._obstore.put(self._store, name, content, mode="create"), *self._taken
+        )
+        return None if put is None else _version(put)
+
+    def put_if(self, name: str, content: bytes, version: str) -> str | None:
+        """Replace that version of an object; `None` if there is another one by now, or none."""
+        e_tag, _, number = version.partition("\n")
+        known = {"e_tag": e_tag, "version": number}
+        mode = {what: value for what, value in known.items() if value}
+        put = self._ask(
+            lambda: self._obstore.put(self._store, name, content, mode=mode),
+            FileNotFoundError,  # as S3 says it
+            *self._taken,
+        )
+        return None if put is None else _version(put)
+
+    def delete(self, *names: str) -> None:
+        """Remove objects, as far as they are there."""
+        self._ask(lambda: self._obstore.delete(self._store, list(names)), FileNotFoundError)
+
+    def list(self, prefix: str, after: str | None = None) -> Iterator[Listed]:
+        """Yield the objects under a prefix, in the order of their names."""
+        self._check_process()
+        self.requests += 1
+        try:
+            for some in self._obstore.list(self._store, prefix, offset=after):
+                for each in some:
+                    yield Listed(each["path"], each["size"], each["last_modified"].timestamp())
+        except self._errors as error:
+            raise StoreDown(_first_line(error)) from error
+
+    def _ask(self, step: Any, *nothing: type[Exception]) -> Any:
+        """Do one request; `None` for errors that only say that there is nothing to be done."""
+        self._check_process()
+        self.requests += 1
+        try:
+            return step()
+        except nothing:
+            return None
+        except self._errors as error:
+            raise StoreDown(_first_line(error)) from error
+
+    def _check_process(self) -> None:
+        """Refuse a forked child: the store's threads did not come along, and it would hang."""
+        global _used_in
+        if not _used_in:
+            _used_in = os.getpid()
+        if _used_in != os.getpid():
+            raise StoreDown(
+                "this process was forked from one that had used a store; start processes by "
+                "spawn or forkserver"
+            )
+
+
+def _open(address: str, timeout: float, longest: float, options: dict[str, Any]) -> Any:
+    from datetime import timedelta
+
+    from obstore.exceptions import BaseError
+    from obstore.store import from_url
+
+    limit = {
+        "timeout": timedelta(seconds=longest),
+        "read_timeout": timedelta(seconds=timeout),
+        "connect_timeout": timedelta(seconds=min(timeout, 5.0)),
+    }
+    options["client_options"] = {**limit, **options.get("client_options", {})}
+    if longest > timeout:  # whatever a single request may take
+        options["client_options"]["timeout"] = timedelta(seconds=longest)
+    retry = {"max_retries": 1, "retry_timeout": timedelta(seconds=timeout)}
+    options["retry_config"] = {**retry, **options.get("retry_config", {})}
+    try:
+        return from_url(address, **options)
+    except (BaseError, ValueError, TypeError) as error:
+        raise OptionError(
+            f"remote={describe(address)} can't be opened: {_first_line(error)}. It must be an "
+            "address such as s3://bucket/prefix, gs://, az://, or a store made with obstore"
+        ) from error
+
+
+def _version(meta: Any) -> str:
+    """Return what names an object's version: S3 and Azure go by the first, Google by the other."""
+    return f"{meta.get('e_tag') or ''}\n{meta.get('version') or ''}"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0] or repr(error)
