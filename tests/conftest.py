@@ -18,10 +18,12 @@ def pytest_addoption(parser):
 
 
 def pytest_configure():
-    # A shell that starts a command in the background has it ignore Ctrl-C, and all that it
-    # starts in turn would too: programs under test have to end by it.
+    # A shell that starts a command in the background has it ignore Ctrl-C, as nohup does with a
+    # hangup, and all that it starts in turn would too: programs under test have to end by it.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda number, frame: None)  # what it starts gets the default
 
 
 @pytest.fixture(scope="session")

@@ -1137,6 +1137,14 @@ def test_stats_tell_what_all_processes_counted(cli, cache, crew):
     assert re.search(r"hits: +2\n", said)
 
 
+def test_stats_tell_of_builds_that_were_in_vain(cli, cache):
+    assert cache.get_or_create("key", lambda: cache.set("key", "set") or "built") == "set"
+    cache.stats()  # writes it down
+    told = json.loads(cli("stats", "--json"))
+    assert (told["builds"], told["duplicates"], told["fetched"]) == (0, 1, 0)
+    assert re.search(r"duplicates: +1 ", cli("stats"))
+
+
 def test_stats_of_nothing_have_no_hit_rate(cli):
     assert json.loads(cli("stats", "--json"))["hit_rate"] is None
     assert re.search("hit rate: +-\n", cli("stats"))

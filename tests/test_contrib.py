@@ -291,6 +291,21 @@ def test_waits_takeovers_and_what_was_reaped_are_told(crew, cache, telemetry):
     assert cache.reap() == telemetry.value("atomcache.reaped") > 0
 
 
+def test_duplicates_and_what_was_fetched_are_told(cache, telemetry, registry):
+    telemetry.instrument(cache)
+    registry.register(prometheus.Collector(cache))
+    assert cache.get_or_create("key", lambda: cache.set("key", "set") or "built") == "set"
+    assert telemetry.value("atomcache.duplicates") == 1
+    assert telemetry.value("atomcache.builds.active") == 0
+    assert [span.attributes["outcome"] for span in telemetry.spans()] == ["not_stored"]
+    cache._watch.tell("fetched", "other", seconds=0.1)
+    assert telemetry.value("atomcache.fetched") == 1
+    told = scrape(registry)
+    assert told[("atomcache_duplicates_total",)] == 1
+    assert told[("atomcache_fetched_total",)] == 1
+    assert told[("atomcache_builds_total",)] == 0
+
+
 def test_evictions_damage_stale_values_and_errors_are_told(cache, telemetry, tmp_path):
     telemetry.instrument(cache)
     for key in range(3):

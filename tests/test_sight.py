@@ -836,6 +836,42 @@ def test_a_failed_build_tells_the_error_and_how_long_it_took(cache, events):
     assert event.seconds >= inner[0]
 
 
+def overtaken(cache, key):
+    """Build what is set during the build, so that the build was in vain."""
+
+    def factory():
+        busy()
+        cache.set(key, "set")
+        return "built"
+
+    return cache.get_or_create(key, factory)
+
+
+def test_a_build_that_somebody_overtook_is_told_as_a_duplicate_and_counted(crew, cache, events):
+    assert overtaken(cache, "key") == "set"
+    assert kinds(events) == ["miss", "build_started", "duplicate"]
+    event = only(events, "duplicate")
+    assert event.key == "key"
+    assert event.seconds > 0
+    ended(crew.start(overtaken_in_process, cache, "other"))
+    assert (cache.stats().process.duplicates, everyone(cache).duplicates) == (1, 2)
+    assert everyone(cache).builds == 0
+
+
+def overtaken_in_process(line, cache, key):
+    return overtaken(cache, key)
+
+
+def test_what_duplicates_mean_is_logged_once_per_process(cache, caplog, monkeypatch):
+    monkeypatch.setattr(_watch, "_warned", [])
+    for key in range(3):
+        assert overtaken(cache, key) == "set"
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    for part in ("0 was built", str(cache.directory), "machines", "stats()"):
+        assert part in record.getMessage()
+
+
 def test_a_path_tells_the_same_events_as_a_value(cache, events):
     for _ in range(2):
         cache.get_or_create_path("key", lambda target: target.write_text("made"), name="made")

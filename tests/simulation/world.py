@@ -692,6 +692,9 @@ class SimDoor:
 
     # -- clocks and life -------------------------------------------------------------
 
+    def show(self, fd):
+        pass
+
     def start_heartbeat(self, fd, period):
         self.world.heartbeats[(self.owner.pid, fd)] = (
             self.owner,

