@@ -56,17 +56,20 @@ def measure(machine: Callable[[], Cache], store: Any, size: int, rounds: int) ->
     builder, reader = machine(), machine()
     builder.get_or_create("warm", lambda: b"", codec="bytes")
     reader.get("warm", codec="bytes")
-    for turn in range(rounds):
-        key = f"{size}-{turn}"
-        note("obstore.put", None, lambda key=key: obstore.put(store, f"plain/{key}", value))
+
+    def one_round(key: str) -> None:
+        note("obstore.put", None, lambda: obstore.put(store, f"plain/{key}", value))
         note(
             "miss, built here",
             builder,
-            lambda key=key: builder.get_or_create(key, lambda: value, codec="bytes"),
+            lambda: builder.get_or_create(key, lambda: value, codec="bytes"),
         )
-        note("obstore.get", None, lambda key=key: obstore.get(store, f"plain/{key}").bytes())
-        note("hit in the bucket", reader, lambda key=key: reader.get(key, codec="bytes"))
-        note("hit in the folder", reader, lambda key=key: reader.get(key, codec="bytes"))
+        note("obstore.get", None, lambda: obstore.get(store, f"plain/{key}").bytes())
+        note("hit in the bucket", reader, lambda: reader.get(key, codec="bytes"))
+        note("hit in the folder", reader, lambda: reader.get(key, codec="bytes"))
+
+    for turn in range(rounds):
+        one_round(f"{size}-{turn}")
     for name in (
         "obstore.put",
         "miss, built here",
