@@ -17,8 +17,7 @@ import pytest
 from atomcache import Cache, StorageError
 
 from .crew import Hang, leftovers, until
-
-pytest_plugins = ["tests.mounts"]
+from .mounts import ground, mounts  # noqa: F401
 
 LEASE = 2.0
 SLACK = 20.0
