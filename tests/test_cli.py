@@ -3,9 +3,7 @@
 import base64
 import json
 import os
-import pty
 import re
-import select
 import subprocess
 import sys
 import time
@@ -29,7 +27,8 @@ from atomcache.cli._tables import (
     time_text,
 )
 
-from .crew import PATIENCE, Hang, leftovers
+from . import terminal
+from .crew import PATIENCE, leftovers
 
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 MINE = [
@@ -49,13 +48,6 @@ MINE = [
 UNWANTED = ("ATOMCACHE_DIR", "COLUMNS", "LINES", "_ARGCOMPLETE", "PYTHONUNBUFFERED")
 EVIL = "evil\x1b[31m\nkey"
 FIELDS = ["id", "kind", "size", "created", "used", "cost", "expires", "tags", "key"]
-
-LAUNCH = """
-import fcntl, runpy, sys, termios
-fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-runpy.run_module("atomcache", run_name="__main__", alter_sys=True)
-"""
-
 
 # -- helpers ---------------------------------------------------------------------------
 
@@ -79,64 +71,16 @@ def on_pipe(*args, status=0, stdin=subprocess.DEVNULL, **more):
     return done.stdout.decode(), done.stderr.decode()
 
 
-class Terminal:
+class Terminal(terminal.Terminal):
     """The program in a pseudo-terminal of its own, which also gives it signals."""
 
     def __init__(self, *args, columns=120, **more) -> None:
-        import termios
-
-        self.master, slave = pty.openpty()
-        termios.tcsetwinsize(slave, (40, columns))
-        self.seen = b""
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", LAUNCH, *map(str, args)],
-            env=environment(**more),
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            start_new_session=True,
-        )
-        os.close(slave)
-
-    def read(self):
-        """Read what there is; `False` at the end."""
-        if not select.select([self.master], [], [], PATIENCE)[0]:
-            raise Hang(f"nothing more on the terminal after {self.seen[-2000:]!r}")
-        try:
-            piece = os.read(self.master, 65_536)
-        except OSError:  # Linux's way to say that the other side is closed
-            piece = b""
-        self.seen += piece
-        return bool(piece)
-
-    def until(self, pattern):
-        """Read until something stands there."""
-        deadline = time.monotonic() + PATIENCE
-        while not re.search(pattern, self.seen):
-            if not self.read() or time.monotonic() > deadline:
-                raise Hang(f"{pattern!r} never stood in {self.seen[-2000:]!r}")
-
-    def type(self, keys):
-        os.write(self.master, keys)
+        command = [sys.executable, "-m", "atomcache", *map(str, args)]
+        super().__init__(command, columns=columns, env=environment(**more))
 
     def end(self, status=0):
         """Read to the end and return all that stood there."""
-        deadline = time.monotonic() + PATIENCE
-        while self.read():
-            if time.monotonic() > deadline:
-                raise Hang(f"the program goes on after {self.seen[-2000:]!r}")
-        assert self.process.wait(PATIENCE) == status, self.seen
-        assert b"Traceback" not in self.seen
-        return self.seen.decode().replace("\r\n", "\n")
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait(PATIENCE)
-        os.close(self.master)
+        return super().end(status).decode().replace("\r\n", "\n")
 
 
 def on_terminal(*args, status=0, **more):
