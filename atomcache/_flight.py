@@ -34,9 +34,11 @@ class Outcome:
         Whether the result can be read from the cache.
     alone
         Whether it is for the caller who built it only, because the entry was removed meanwhile.
+    new
+        Whether this attempt published it.
     """
 
-    __slots__ = ("alone", "error", "stored", "value")
+    __slots__ = ("alone", "error", "new", "stored", "value")
 
     def __init__(
         self,
@@ -45,11 +47,13 @@ class Outcome:
         error: Exception | None = None,
         stored: bool = True,
         alone: bool = False,
+        new: bool = False,
     ) -> None:
         self.value = value
         self.error = error
         self.stored = stored
         self.alone = alone
+        self.new = new
 
     def result(self) -> Any:
         """Return the value or raise the error."""

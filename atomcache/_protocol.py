@@ -302,6 +302,8 @@ class Protocol:
             patience.end()
             shared = None if outcome is None or outcome.alone else outcome
             self.flights.land(entry.path, flight, shared)
+        if outcome is not None and outcome.new:
+            self.published(entry)  # last, because nobody waits for it
         return outcome
 
     def _follow(
@@ -466,11 +468,10 @@ class Protocol:
         if entry.options.stale_for is not None or entry.options.stale_on_error is not None:
             self.failed.pop(entry.path, None)
             discard(self.door, failure_mark(entry.path))
-        self.published(entry)
         if build.behind is not None:
             publish, build.behind = build.behind, None
             self.door.start_thread(lambda: publish(True))
-        return Outcome(value)
+        return Outcome(value, new=True)
 
     def _tell_lost(self, entry: Entry, claim: Claim, took: float, seen: Identity | None) -> None:
         """Tell of a build whose scratch was removed by who took its owner for dead.

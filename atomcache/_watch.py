@@ -2,8 +2,9 @@
 
 What it is for: every hit, miss, build, wait and removal is counted in this process, and told
 to the callbacks of `Cache.on`.  Counting takes no lock: `itertools.count` moves on in one
-step of the interpreter.  Hits are counted per entry, together with how long its build
-took, so that the time saved needs no further work per hit.
+step of the interpreter; only adding up seconds, once per build, does.  Hits are counted per entry too, together with how long its build
+took, so that the time saved needs no arithmetic per hit.  That sum may miss a hit that comes
+while its entry's count is put aside; the number of hits misses none.
 
 The counts of a process are added up with those of others in `_statistics`.
 
@@ -144,13 +145,15 @@ class Watch:
     def forget(self) -> None:
         """Start at zero, as a forked child must: its parent counts for itself."""
         self._counts = {kind: count() for kind in KINDS}
+        self._hits = self._counts["hit"]
         self._uses: dict[str, _Use] = {}
-        self._past_hits = 0
         self._past_saved = 0.0
         self._built = 0.0
+        self._summing = allocate_lock()
 
     def hit(self, path: str, key: object) -> bool:
         """Count a hit; tell whether the entry's use is to be recorded."""
+        next(self._hits)
         use = self._uses.get(path)
         if self.callbacks:
             self._call("hit", key)
@@ -165,7 +168,7 @@ class Watch:
         return use is None or self._door.monotonic() >= use.due
 
     def used(self, path: str, took: float, *, hit: bool) -> None:
-        """Note that the use of an entry was recorded, and count the hit."""
+        """Note that the use of an entry was recorded, by a hit or by another look."""
         if path not in self._uses and len(self._uses) >= _MOST_USES:
             self._fold(list(self._uses))
         use = self._uses.setdefault(path, _Use(0.0, took))  # threads may come together
@@ -191,7 +194,8 @@ class Watch:
         """Count what happened, and tell those who subscribed."""
         next(self._counts[kind])
         if kind == "build_finished" and seconds is not None:
-            self._built += seconds
+            with self._summing:
+                self._built += seconds
         if self.callbacks:
             self._call(kind, key, seconds=seconds, error=error, **details)
 
@@ -215,18 +219,15 @@ class Watch:
         """Return what was counted so far."""
         counted: dict[str, float] = {kind: _value(each) for kind, each in self._counts.items()}
         uses = [(_value(use.hits), use.took) for use in list(self._uses.values())]
-        counted["hit"] = self._past_hits + sum(hits for hits, _ in uses)
         counted["seconds_saved"] = self._past_saved + sum(hits * took for hits, took in uses)
         counted["seconds_built"] = self._built
         return counted
 
     def _fold(self, paths: list[str]) -> None:
-        for path in paths:
-            use = self._uses.pop(path, None)
-            if use is not None:
-                hits = _value(use.hits)
-                self._past_hits += hits
-                self._past_saved += hits * use.took
+        """Put counts of entries aside, to count them anew or no more."""
+        gone = [use for path in paths if (use := self._uses.pop(path, None)) is not None]
+        with self._summing:
+            self._past_saved += sum(_value(use.hits) * use.took for use in gone)
 
     def _call(self, kind: str, key: object, **told: Any) -> None:
         from ._keys import describe
