@@ -2,9 +2,10 @@
 
 What it is for: every hit, miss, build, wait and removal is counted in this process, and told
 to the callbacks of `Cache.on`.  Counting takes no lock: `itertools.count` moves on in one
-step of the interpreter; only adding up seconds, once per build, does.  Hits are counted per entry too, together with how long its build
-took, so that the time saved needs no arithmetic per hit.  That sum may miss a hit that comes
-while its entry's count is put aside; the number of hits misses none.
+step of the interpreter; only adding up seconds takes one, once per build.  Hits are counted
+per entry too, together with how long its build took, so that the time saved needs no
+arithmetic per hit.  That sum may miss a hit that comes while its entry's count is put aside;
+the number of hits misses none.
 
 The counts of a process are added up with those of others in `_statistics`.
 
