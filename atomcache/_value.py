@@ -16,7 +16,7 @@ from time import time
 
 from xxhash import xxh3_64_intdigest
 
-from ._door import CREATE, READ
+from ._door import CREATE, PROBE, READ
 from ._entry import Entry
 from ._errors import AtomcacheError, DontStore
 from ._freshness import USUAL, Want, expiry, flags_of, fresh, holds, said
@@ -276,7 +276,8 @@ class ValueEntry(Entry):
         return read(self.door, self.path, self.digest, self.options, want)
 
     def prepare(self, scratch: str) -> None:
-        """Make what the factory needs: nothing, for a value."""
+        """Make the scratch: a new file takes longest of all that those who wait would wait for."""
+        self.door.close(self.door.open(scratch, CREATE, self.layout.file_mode))
 
     def build(self, scratch: str) -> Any:
         """Run the factory."""
@@ -313,7 +314,7 @@ class ValueEntry(Entry):
 
     def receive(self, scratch: str, head: bytes, pieces: Iterator[bytes]) -> Any:
         """Write what comes down into the scratch, verify it, and return the value."""
-        fd = self.door.open(scratch, CREATE, self.layout.file_mode)
+        fd = self._open_scratch(scratch)
         try:
             self.door.write(fd, head)
             self.size = len(head)
@@ -413,7 +414,7 @@ class ValueEntry(Entry):
         raise AssertionError("unreachable")
 
     def _write(self, scratch: str, parts: list[Buffer]) -> None:
-        fd = self.door.open(scratch, CREATE, self.layout.file_mode)
+        fd = self._open_scratch(scratch)
         try:
             if self.size <= _ONE_WRITE:
                 self.door.write(fd, b"".join(parts))
@@ -422,3 +423,11 @@ class ValueEntry(Entry):
                     self.door.write(fd, part)
         finally:
             self.door.close(fd)
+
+    def _open_scratch(self, scratch: str) -> int:
+        """Open the scratch, or make it where `prepare` did not, or somebody has removed it."""
+        try:
+            fd: int = self.door.open(scratch, PROBE)
+        except FileNotFoundError:
+            fd = self.door.open(scratch, CREATE, self.layout.file_mode)
+        return fd
