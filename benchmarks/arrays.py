@@ -5,9 +5,9 @@ round, in one process; and the first one after the import, in a process of its o
 atomcache verifies the whole file at the first load of a process, and at later ones only
 that it is still the same file, once that is 2 s old; so the measurement waits that long.
 "first" matters for workers, "in a row" for loops; "again" is a load after another process has
-run and read all of the array, so that the processor has forgotten everything.  Then eight processes load it, add up all of
-it, wait for one another, and say how much private memory that took (`Private_Clean` and
-`Private_Dirty` of ``/proc/self/smaps_rollup``, after, less before).
+run and read all of the array, so that the processor has forgotten everything.  Then eight
+processes load it, add up all of it, wait for one another, and say how much private memory that
+took (`Private_Clean` and `Private_Dirty` of ``/proc/self/smaps_rollup``, after, less before).
 
 The floor is ``numpy.load(mmap_mode="r")``, which checks nothing.  `joblib.Memory` is shown
 as it is by default, and with ``mmap_mode="r"``, which gives read-only arrays; atomcache's
