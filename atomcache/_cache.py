@@ -16,7 +16,7 @@ from _weakref import ref
 
 from ._codec_table import CodecTable
 from ._door import door as real_door
-from ._errors import AtomcacheError, MissingEntryError, OptionError
+from ._errors import AtomcacheError, MissingEntryError, OptionError, storage_error
 from ._flight import Absent
 from ._freshness import Want, note_use
 from ._header import NEVER
@@ -24,7 +24,7 @@ from ._keys import REMEMBERED, describe, digest
 from ._layout import Layout
 from ._log import logger
 from ._options import Options, number, seconds, size
-from ._protocol import Protocol, storage_error
+from ._protocol import Protocol
 from ._publish import LARGE, MISS
 from ._value import ValueEntry, read, read_remembered
 from ._watch import Watch

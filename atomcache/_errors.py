@@ -10,6 +10,8 @@ Who calls it: every other module raises from here; users import the names from
 
 from __future__ import annotations
 
+import errno
+
 
 class AtomcacheError(Exception):
     """Base of all errors that atomcache raises itself."""
@@ -118,3 +120,33 @@ class DontStore(AtomcacheError):
     def __init__(self, value: object = None) -> None:
         super().__init__("a factory asked for its value not to be stored")
         self.value = value
+
+
+def storage_error(what: str, path: str, error: OSError) -> StorageError:
+    """Say what could not be read or written, for which key, where, and what to do."""
+    return StorageError(
+        error.errno or errno.EIO,
+        f"{what} can't be kept: {error.strerror or error}. {remedy_for(error)}, or pass "
+        "on_store_error='bypass' to build without storing",
+        error.filename or path,
+    )
+
+
+def remedy_for(error: OSError) -> str:
+    """Say what to do about an error of the system."""
+    return _REMEDIES.get(error.errno or 0, "Look at the folder")
+
+
+_REMEDIES = {
+    errno.ENOSPC: "Make room on the disk",
+    errno.EDQUOT: "Make room within your quota",
+    errno.EROFS: "Choose a folder on a filesystem that can be written",
+    errno.EACCES: "Choose a folder that this user can write to",
+    errno.EPERM: "Choose a folder that this user can write to",
+    errno.EMFILE: "Close files or raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "Close files or raise the system's limit of open files",
+    errno.ENOTDIR: "Choose a folder; a part of this path is a file",
+    errno.EEXIST: "Choose a folder; a part of this path is a file",
+    errno.ENAMETOOLONG: "Choose a folder with a shorter path",
+    errno.ENOENT: "See who deletes the folder",
+}

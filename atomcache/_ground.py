@@ -30,11 +30,10 @@ from typing import TYPE_CHECKING
 
 from ._claim import LEASE, NO_LOCKS
 from ._door import ADD, APPEND, CREATE, PROBE, READ, door
-from ._errors import UnsafeDirectoryError
+from ._errors import UnsafeDirectoryError, remedy_for
 from ._keys import DIGEST_SIZE
 from ._layout import CLAIM
 from ._patience import LONGEST_PAUSE
-from ._protocol import _REMEDIES
 from ._publish import _NO_EXCHANGE, _NO_LINKS, STAGED, persist
 from ._value import RACY_SECONDS
 from ._watch import USE_RECORDED
@@ -330,7 +329,7 @@ def _hung(name: str, why: str) -> Finding:
 def _trouble(name: str, error: OSError) -> Finding:
     """Say what an error means that no trial expects: the library would pass it on."""
     what = error.strerror or str(error)
-    remedy = _REMEDIES.get(error.errno or 0, "Look at the folder")
+    remedy = remedy_for(error)
     if name == "writing":
         return Finding(
             name,

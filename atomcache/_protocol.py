@@ -23,6 +23,7 @@ from __future__ import annotations
 import errno
 
 from ._build import Build, running
+from ._circles import Circles
 from ._claim import (
     LEASE,
     NEWBORN_GRACE,
@@ -36,27 +37,14 @@ from ._claim import (
     revoke,
     take,
 )
-from ._door import NOTE
-from ._errors import (
-    AtomcacheError,
-    BuilderError,
-    BuildTimeout,
-    CircularBuildError,
-    CodecError,
-    DontStore,
-    EntryNameError,
-    OptionError,
-    StorageError,
-)
+from ._errors import AtomcacheError, BuildTimeout, DontStore, StorageError, storage_error
 from ._failure import again
-from ._flight import LOOK, Absent, Flights, GivenUp, Outcome
-from ._freshness import CLOCK_SLACK
-from ._header import NEVER
+from ._flight import LOOK, Absent, Flights, Outcome
 from ._keys import describe, function_of
-from ._layout import failure_mark
 from ._log import logger
 from ._patience import Patience
-from ._publish import MISS, Revoked, discard, identify, remove
+from ._publish import MISS, Revoked, identify, remove
+from ._stale import Stale
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -79,14 +67,6 @@ if TYPE_CHECKING:
 
 RACE_PAUSE = 0.002
 """Seconds within which those who woke together to one dead owner spread out."""
-
-_MISTAKES = (CircularBuildError, CodecError, OptionError, EntryNameError, BuilderError)
-"""Errors that say something about the program and not about its sources: never papered over."""
-
-_REBUILD_PAUSE = 1.0
-"""Seconds for which a process leaves a stale entry to another one that rebuilds it."""
-
-_MOST_RESTING = 10_000
 
 _REBUILDS = 3
 """How often a build whose folder was deleted under it is started anew."""
@@ -111,9 +91,8 @@ class Protocol:
         self.watch = watch
         self.lease = lease
         self.flights = Flights(door)
-        self.unclaimed: dict[str, Build] = {}
-        self.resting: dict[str, float] = {}
-        self.failed: dict[str, float] = {}
+        self.circles = Circles(layout)
+        self.stale = Stale(self)
         self.published: Callable[[Entry], None] = lambda entry: None
         self.start_behind: Callable[[Callable[[], None]], None] = door.start_thread
         self.remote: Remote | None = None
@@ -122,20 +101,20 @@ class Protocol:
     def get(self, entry: Entry, started: float) -> Any:
         """Return an entry's value or path, built now if need be, once for all who ask."""
         self.miss(entry)
-        old = self.serve_old(entry, self.start_behind)
+        old = self.stale.serve(entry, self.start_behind)
         if old is not MISS:
             return old
         try:
             return self._get(entry, started)
         except Exception as error:
-            old = self.rescue(entry, error)
+            old = self.stale.rescue(entry, error)
             if old is MISS:
                 raise
             return old
 
     def miss(self, entry: Entry) -> None:
         """Begin to get an entry that there is none of, or none that is fresh."""
-        self.refuse_own_key(entry)
+        self.circles.refuse_own_key(entry)
         self.watch.tell("miss", entry.key)
         entry.damaged = lambda: self.watch.tell("corrupt", entry.key)
 
@@ -163,7 +142,7 @@ class Protocol:
 
     def get_unstored(self, entry: Entry, error: OSError) -> Any:
         """Build an entry that `error` keeps from being read, or raise, as the caller chose."""
-        self.refuse_own_key(entry)
+        self.circles.refuse_own_key(entry)
         return self.get_apart(entry, error).result()
 
     def get_apart(self, entry: Entry, error: OSError) -> Outcome:
@@ -171,123 +150,6 @@ class Protocol:
         if isinstance(error, AtomcacheError):
             raise error
         return self._without_storing(entry, error)
-
-    # -- what has ended --------------------------------------------------------------
-
-    def serve_old(self, entry: Entry, start_thread: Callable[[Callable[[], None]], None]) -> Any:
-        """Return a value that has ended and may still be served while it is built anew."""
-        options = entry.options
-        if entry.anew or (options.stale_for is None and options.stale_on_error is None):
-            return MISS
-        failed = self._failed_lately(entry)
-        old = MISS
-        if options.stale_for is not None:
-            old = self._look_for_old(entry, options.stale_for)
-            if old is not MISS and not failed:
-                self._rebuild(entry, start_thread)
-        if old is MISS and failed and options.stale_on_error is not None:
-            old = self._look_for_old(entry, options.stale_on_error)
-        if old is not MISS:
-            self.watch.tell("stale", entry.key)
-        return old
-
-    def rescue(self, entry: Entry, error: Exception) -> Any:
-        """Return a value that has ended and is better than the error; `MISS` if there is none."""
-        options = entry.options
-        if entry.anew or isinstance(error, _MISTAKES):
-            return MISS
-        old = MISS
-        if isinstance(error, BuildTimeout) and error.entry == entry.path:
-            old = self._look_for_old(entry, NEVER)
-        elif options.stale_on_error is not None:
-            old = self._look_for_old(entry, options.stale_on_error)
-            if old is not MISS:
-                self._note_failure(entry, error)
-        if old is not MISS:
-            self.watch.tell("stale", entry.key, error=error)
-        return old
-
-    def _look_for_old(self, entry: Entry, tolerate: float) -> Any:
-        try:
-            return entry.look_for_old(tolerate)
-        except OSError as error:
-            logger().warning("%s can't be read: %s", entry.what(), error)
-            return MISS
-
-    def _rebuild(self, entry: Entry, start_thread: Callable[[Callable[[], None]], None]) -> None:
-        """Build an entry anew in a thread, unless somebody is at it; the caller does not wait.
-
-        A process that ends waits for the thread; one that is killed leaves what any killed
-        builder leaves, and another takes over.
-        """
-        now = self.door.monotonic()
-        if self.resting.get(entry.path, now) > now:
-            return
-        flight, leading = self.flights.board(entry.path)
-        if not leading:
-            return
-        from copy import copy
-
-        behind = copy(entry)
-        behind.options = entry.options.without_waiting()
-
-        def build() -> None:
-            error: Exception | None = None
-            try:
-                patience = Patience(self.door, behind)
-                outcome = self.lead(behind, flight, self.door.time(), patience)
-                error = None if outcome is None else outcome.error
-            except BuildTimeout:  # another process is at it
-                self._rest(entry.path, _REBUILD_PAUSE)
-            except GivenUp:  # whoever asks next sees to it
-                return
-            except Exception as raised:
-                error = raised
-            if isinstance(error, _MISTAKES):
-                logger().error("%s can't be built anew: %s", entry.what(), error)
-                self._rest(entry.path, entry.options.retry_after)
-            elif error is not None:
-                self._note_failure(entry, error)
-
-        try:
-            start_thread(build)
-        except RuntimeError as error:  # no more threads to be had, or the interpreter ends
-            self.flights.land(entry.path, flight, None)
-            logger().warning("%s is not built anew yet: %s", entry.what(), error)
-        except BaseException:
-            self.flights.land(entry.path, flight, None)
-            raise
-
-    def _note_failure(self, entry: Entry, error: Exception) -> None:
-        """Write down that a rebuild failed, so that all processes wait before the next."""
-        logger().warning("%s could not be built anew: %r", entry.what(), error)
-        if len(self.failed) >= _MOST_RESTING:
-            self.failed.clear()
-        self.failed[entry.path] = self.door.monotonic() + entry.options.retry_after
-        now = self.door.time()
-        try:
-            fd = self.door.open(failure_mark(entry.path), NOTE, self.layout.file_mode)
-            try:
-                self.door.utime(fd, (now, now))
-            finally:
-                self.door.close(fd)
-        except OSError as trouble:
-            logger().warning("other processes will try at once: %s", trouble)
-
-    def _failed_lately(self, entry: Entry) -> bool:
-        """Tell whether a rebuild failed less than `retry_after` seconds ago."""
-        if self.failed.get(entry.path, 0.0) > self.door.monotonic():
-            return True
-        try:
-            failed: float = self.door.stat(failure_mark(entry.path)).st_mtime
-        except OSError:
-            return False
-        return -CLOCK_SLACK <= self.door.time() - failed < entry.options.retry_after
-
-    def _rest(self, path: str, seconds: float) -> None:
-        if len(self.resting) >= _MOST_RESTING:
-            self.resting.clear()
-        self.resting[path] = self.door.monotonic() + seconds
 
     # -- elect -----------------------------------------------------------------------
 
@@ -311,15 +173,15 @@ class Protocol:
     ) -> Outcome | None:
         path = claim_path(entry.path)
         began = self.door.monotonic()
-        self.announce(path)
+        self.circles.announce(path)
         try:
-            self.check_circle(entry, path)
+            self.circles.check(entry, path)
             patience.begin()
             if not flight.wait(patience.left()):
                 raise patience.ended(living_record(self.door, path))
         finally:
             patience.end()
-            self.announce_end(path)
+            self.circles.announce_end(path)
             self.watch.tell("waited", entry.key, seconds=self.door.monotonic() - began)
         outcome = self.learn(entry, flight)
         # The leader's object is its own: values can be mutable.
@@ -465,9 +327,7 @@ class Protocol:
             return self._look(entry, started)
         self.watch.rebuilt(entry.path)
         self.watch.tell("fetched" if build.fetched else "build_finished", entry.key, seconds=took)
-        if entry.options.stale_for is not None or entry.options.stale_on_error is not None:
-            self.failed.pop(entry.path, None)
-            discard(self.door, failure_mark(entry.path))
+        self.stale.rebuilt(entry)
         if build.behind is not None:
             publish, build.behind = build.behind, None
             self.door.start_thread(lambda: publish(True))
@@ -502,14 +362,14 @@ class Protocol:
         logger().warning("%s is built without storing it: %s", entry.what(), error)
         build = Build(self.door, claim_path(entry.path), None)
         outer = running.set((*running.get(), build))
-        self.unclaimed[build.path] = build
+        self.circles.unclaimed[build.path] = build
         try:
             return Outcome(entry.build_apart(), stored=False)
         except Exception as failure:
             return Outcome(error=failure)
         finally:
             build.over = True
-            self.unclaimed.pop(build.path, None)
+            self.circles.unclaimed.pop(build.path, None)
             running.reset(outer)
 
     # -- wait, reap ------------------------------------------------------------------
@@ -552,9 +412,9 @@ class Protocol:
     def _sleep(self, entry: Entry, path: str, fd: int, record: Record, patience: Patience) -> None:
         """Sleep until the owner lets go of its lock, or is dead."""
         began = self.door.monotonic()
-        self.announce(path)
+        self.circles.announce(path)
         try:
-            self.check_circle(entry, path)
+            self.circles.check(entry, path)
             left = patience.left()
             if left is not None and left <= 0:
                 let_go = self.door.lock_shared(fd)
@@ -566,7 +426,7 @@ class Protocol:
             if not let_go:
                 raise patience.ended(record)
         finally:
-            self.announce_end(path)
+            self.circles.announce_end(path)
             self.watch.tell("waited", entry.key, seconds=self.door.monotonic() - began)
 
     def _reap(
@@ -596,91 +456,5 @@ class Protocol:
         """Remove an entry, if there is one; no build that is under way brings it back."""
         self.flights.detach(path)
         revoke(self.door, claim_path(path))
-        self.resting.pop(path, None)
-        self.failed.pop(path, None)
-        discard(self.door, failure_mark(path))
+        self.stale.forget(path)
         return remove(self.door, path, self.layout.new_scratch(path))
-
-    # -- circles ---------------------------------------------------------------------
-
-    def refuse_own_key(self, entry: Entry) -> None:
-        path = claim_path(entry.path)
-        for build in running.get():
-            if build.path == path and not build.over:
-                raise CircularBuildError(
-                    f"the factory of {entry.what()} asked for its own result, in {path}. "
-                    "Let it compute the value, or ask for another key"
-                )
-
-    def announce(self, path: str) -> None:
-        """Write into the claims of the builds that wait here what they wait for."""
-        for build in running.get():
-            build.waits.append(path)
-            if build.claim is not None:
-                build.claim.tell_waiting(path)
-
-    def announce_end(self, path: str) -> None:
-        """Write into the claims of the builds that waited here that they do no more."""
-        for build in running.get():
-            build.waits.remove(path)
-            if build.claim is not None:
-                build.claim.tell_waited(path)
-
-    def check_circle(self, entry: Entry, path: str) -> None:
-        """Raise if what we are about to wait for waits for one of our own builds.
-
-        Whoever waits has announced it before it comes here, so of those who close a
-        circle the last one at least finds it closed.
-        """
-        mine = [build for build in running.get() if not build.over]
-        tokens = {build.claim.token for build in mine if build.claim is not None}
-        ahead: list[tuple[str, tuple[str, ...]]] = [(path, ())] if mine else []
-        visited = set()
-        while ahead:
-            path, chain = ahead.pop()
-            if path in visited:
-                continue
-            visited.add(path)
-            unclaimed = self.unclaimed.get(path)
-            record = None if unclaimed is not None else living_record(self.door, path)
-            if record is not None:
-                chain = (*chain, f"{record.what} (process {record.pid} on {record.host})")
-                waits, closed = record.waits_for, record.token in tokens
-            elif unclaimed is not None:
-                chain = (*chain, f"what {path} would be the claim of (this process)")
-                waits, closed = list(unclaimed.waits), unclaimed in mine
-            else:
-                continue
-            if closed:
-                raise CircularBuildError(
-                    f"waiting for {entry.what()}, in {self.layout.directory}, would never end: "
-                    f"it is built by whoever waits, in turn, for {', then '.join(chain)}. "
-                    "Let one of these factories do without the other"
-                )
-            ahead += [(each, chain) for each in waits]
-
-
-def storage_error(what: str, path: str, error: OSError) -> StorageError:
-    """Say what could not be read or written, for which key, where, and what to do."""
-    remedy = _REMEDIES.get(error.errno or 0, "Look at the folder")
-    return StorageError(
-        error.errno or errno.EIO,
-        f"{what} can't be kept: {error.strerror or error}. {remedy}, or pass "
-        "on_store_error='bypass' to build without storing",
-        error.filename or path,
-    )
-
-
-_REMEDIES = {
-    errno.ENOSPC: "Make room on the disk",
-    errno.EDQUOT: "Make room within your quota",
-    errno.EROFS: "Choose a folder on a filesystem that can be written",
-    errno.EACCES: "Choose a folder that this user can write to",
-    errno.EPERM: "Choose a folder that this user can write to",
-    errno.EMFILE: "Close files or raise the limit of open files (ulimit -n)",
-    errno.ENFILE: "Close files or raise the system's limit of open files",
-    errno.ENOTDIR: "Choose a folder; a part of this path is a file",
-    errno.EEXIST: "Choose a folder; a part of this path is a file",
-    errno.ENAMETOOLONG: "Choose a folder with a shorter path",
-    errno.ENOENT: "See who deletes the folder",
-}

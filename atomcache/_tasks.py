@@ -107,13 +107,13 @@ class Errand:
 async def get(protocol: Protocol, entry: Entry, errand: Errand, started: float) -> Any:
     """Return an entry's value or path as `Protocol.get` does, without blocking the loop."""
     protocol.miss(entry)
-    old = protocol.serve_old(entry, _start_thread)
+    old = protocol.stale.serve(entry, _start_thread)
     if old is not MISS:
         return old
     try:
         return await _get(protocol, entry, errand, started)
     except Exception as error:
-        old = protocol.rescue(entry, error)
+        old = protocol.stale.rescue(entry, error)
         if old is MISS:
             raise
         return old
@@ -151,15 +151,15 @@ async def _follow(
 ) -> Outcome | None:
     path = claim_path(entry.path)
     began = protocol.door.monotonic()
-    protocol.announce(path)
+    protocol.circles.announce(path)
     try:
-        protocol.check_circle(entry, path)
+        protocol.circles.check(entry, path)
         patience.begin()
         if not await _landed(protocol, flight, patience.left()):
             raise patience.ended(living_record(protocol.door, path))
     finally:
         patience.end()
-        protocol.announce_end(path)
+        protocol.circles.announce_end(path)
         protocol.watch.tell("waited", entry.key, seconds=protocol.door.monotonic() - began)
     outcome = protocol.learn(entry, flight)
     if outcome is not LOOK:
