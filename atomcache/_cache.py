@@ -1,7 +1,7 @@
 """`Cache`, the face of the library.
 
-What it is for: users call these methods.  A hit is answered right here, by reading the
-entry; a miss is told by `_protocol`.
+What it is for: users call these methods.  They check what they are given; `_asking` answers, and
+where nothing is there yet `_protocol` tells the story.
 
 Who calls it: users, and the module-level `get_or_create`.  What may go wrong is listed
 with each method; every error of the library's own derives from `AtomcacheError`.
@@ -9,24 +9,20 @@ with each method; every error of the library's own derives from `AtomcacheError`
 
 from __future__ import annotations
 
-import atexit
 import os
-import sys
-from _weakref import ref
 
+from ._asking import PATH, VALUE, Asking, check_callable
 from ._codec_table import CodecTable
 from ._door import door as real_door
-from ._errors import AtomcacheError, MissingEntryError, OptionError, storage_error
-from ._flight import Absent
-from ._freshness import Want, note_use
-from ._header import NEVER
-from ._keys import REMEMBERED, describe, digest
+from ._ending import Ending
+from ._errors import MissingEntryError, OptionError, storage_error
+from ._keys import describe, digest
 from ._layout import Layout
 from ._log import logger
 from ._options import Options, number, seconds, size
 from ._protocol import Protocol
-from ._publish import LARGE, MISS
-from ._value import ValueEntry, read, read_remembered
+from ._publish import MISS
+from ._value import ValueEntry
 from ._watch import Watch
 
 TYPE_CHECKING = False
@@ -38,7 +34,6 @@ if TYPE_CHECKING:
 
     from ._door import Door
     from ._hold import Holding
-    from ._inputs import Snapshot
     from ._listing import BuildInfo, EntryInfo
     from ._memoize import AsyncMemoized, Memoized, Memoizer, PathMemoizer
     from ._memory import MemoryTier
@@ -59,13 +54,7 @@ else:
         return function
 
 
-_MOST_PLACES = 10_000
-"""Keys whose digest is remembered: some 3 MB, for a tenth of a hit's time."""
-
 _REMOTE = ("remote", "remote_options", "remote_timeout", "read_only", "write")
-
-_VALUE = b"v"
-_PATH = b"p"
 
 
 class Cache:
@@ -185,7 +174,7 @@ class Cache:
             **options,
         }
         if on_wait is not None:
-            _check_callable("on_wait", on_wait)
+            check_callable("on_wait", on_wait)
             self._on_wait = on_wait
         self._open(real_door)
 
@@ -210,8 +199,6 @@ class Cache:
         }
         self._memory = None if limit is None else _memory_tier(limit)
         self._options = Options(self._codecs.find("data")).changed(given, self._codecs.find)
-        self._path_places: dict[object, tuple[str, bytes, str, str, Path]] = {}
-        self._places: dict[object, tuple[bytes, str]] = {}
         for name in {"tags", "inputs"} & self._given.keys():  # iterators can be read once
             self._given[name] = getattr(self._options, name)
         self._limits = (
@@ -226,9 +213,12 @@ class Cache:
             from ._remote import open_remote
 
             self._protocol.remote = open_remote(self._protocol, settings)
-        self._ends_in = 0
         self._kept_up: tuple[Upkeep, Statistics] | None = None
-        self._statistics = _statistics_of(door, self._layout, self._watch)
+        self._ending = Ending(door, self._layout, self._watch)
+        self._statistics = self._ending.statistics
+        self._asking = Asking(self._protocol, self._codecs, self._memory, self._ending)
+        self._value = self._asking.value
+        self._file = self._asking.file
         if door.upkeep:
             self._protocol.published = self._published
 
@@ -319,7 +309,7 @@ class Cache:
         chosen = self._options if not options else self._changed(options)
         if not chosen.inputs:
             return self._value(key, factory, chosen)
-        value: T = self._with_inputs(key, factory, chosen, self._value)
+        value: T = self._asking.with_inputs(key, factory, chosen, self._value)
         return value
 
     def get_or_create_path(
@@ -373,7 +363,7 @@ class Cache:
         """
         chosen = self._options if not options else self._changed(options)
         if chosen.inputs:
-            return self._with_inputs(key, build, chosen, self._file, name=name)
+            return self._asking.with_inputs(key, build, chosen, self._file, name=name)
         return self._file(key, build, chosen, name=name)
 
     def refresh(self, key: object, factory: Callable[[], T], **options: Unpack[CallOptions]) -> T:
@@ -387,7 +377,7 @@ class Cache:
         chosen = self._options if not options else self._changed(options)
         if not chosen.inputs:
             return self._value(key, factory, chosen, anew=True)
-        value: T = self._with_inputs(key, factory, chosen, self._value, anew=True)
+        value: T = self._asking.with_inputs(key, factory, chosen, self._value, anew=True)
         return value
 
     def refresh_path(
@@ -404,7 +394,7 @@ class Cache:
         """
         chosen = self._options if not options else self._changed(options)
         if chosen.inputs:
-            return self._with_inputs(key, build, chosen, self._file, name=name, anew=True)
+            return self._asking.with_inputs(key, build, chosen, self._file, name=name, anew=True)
         return self._file(key, build, chosen, name=name, anew=True)
 
     # -- ask, from an event loop -----------------------------------------------------
@@ -451,11 +441,12 @@ class Cache:
         'page'
         """
         chosen = self._options if not options else self._changed(options)
+        ask = self._asking.avalue
         value: T
         if chosen.inputs:
-            value = await self._awith_inputs(key, factory, chosen, self._avalue)
+            value = await self._asking.awith_inputs(key, factory, chosen, ask)
         else:
-            value = await self._avalue(key, factory, chosen)
+            value = await ask(key, factory, chosen)
         return value
 
     async def aget_or_create_path(
@@ -485,8 +476,10 @@ class Cache:
         """
         chosen = self._options if not options else self._changed(options)
         if chosen.inputs:
-            return await self._awith_inputs(key, build, chosen, self._afile, name=name)
-        return await self._afile(key, build, chosen, name=name)
+            return await self._asking.awith_inputs(
+                key, build, chosen, self._asking.afile, name=name
+            )
+        return await self._asking.afile(key, build, chosen, name=name)
 
     # -- decorate --------------------------------------------------------------------
 
@@ -663,8 +656,8 @@ class Cache:
         """
         chosen = self._options if not options else self._changed(options)
         if chosen.inputs:
-            key = self._input_key(key, chosen)
-        return self._peek(key, chosen, default)
+            key = self._asking.input_key(key, chosen)
+        return self._asking.peek(key, chosen, default)
 
     def get_path(
         self, key: object, default: Any = None, **options: Unpack[CallOptions]
@@ -680,8 +673,8 @@ class Cache:
         """
         chosen = self._options if not options else self._changed(options)
         if chosen.inputs:
-            key = self._input_key(key, chosen)
-        return self._peek_file(key, chosen, default)
+            key = self._asking.input_key(key, chosen)
+        return self._asking.peek_file(key, chosen, default)
 
     def __contains__(self, key: object) -> bool:
         """Tell whether there is a fresh value or path of `key`."""
@@ -744,7 +737,7 @@ class Cache:
         42
         >>> end()
         """
-        _check_callable("callback", callback)
+        check_callable("callback", callback)
         return self._watch.subscribe(callback)
 
     # -- change ----------------------------------------------------------------------
@@ -766,12 +759,12 @@ class Cache:
         """
         chosen = self._options if not options else self._changed(options)
         if chosen.inputs:
-            key = self._input_key(key, chosen)
-        entry = ValueEntry(self._layout, digest(_VALUE, key), key, chosen, lambda: value)
+            key = self._asking.input_key(key, chosen)
+        entry = ValueEntry(self._layout, digest(VALUE, key), key, chosen, lambda: value)
         try:
             entry.replace(self._layout.new_scratch(entry.path), value)
         except OSError as error:
-            self._unreadable(entry, error)
+            self._protocol.get_unstored(entry, error)
             return
         self._protocol.published(entry)
         if self._protocol.remote is not None:
@@ -800,9 +793,9 @@ class Cache:
         """
         chosen = self._options if inputs is None else self._changed({"inputs": inputs})
         if chosen.inputs:
-            key = self._input_key(key, chosen)
-        had_value = self._remove(_VALUE, key)
-        had_path = self._remove(_PATH, key)
+            key = self._asking.input_key(key, chosen)
+        had_value = self._remove(VALUE, key)
+        had_path = self._remove(PATH, key)
         return had_value or had_path
 
     def remove_tagged(self, tag: str) -> int:
@@ -1024,198 +1017,6 @@ class Cache:
 
     # -- inside ----------------------------------------------------------------------
 
-    def _value(
-        self, key: object, factory: Callable[[], T], chosen: Options, *, anew: bool = False
-    ) -> T:
-        name, path = self._place(key)
-        value: T = MISS
-        try:
-            if not anew:
-                if self._memory is None:
-                    value = read(self._door, path, name, chosen)
-                else:
-                    value = self._read(path, name, chosen)
-        except OSError as error:
-            entry = ValueEntry(self._layout, name, key, chosen, factory)
-            value = self._unreadable(entry, error)
-        if value is MISS:
-            _check_callable("factory", factory)
-            _write_at_exit(self)
-            entry = ValueEntry(self._layout, name, key, chosen, factory, anew=anew)
-            value = self._protocol.get(entry, self._door.time())
-        elif self._watch.hit(path, key):
-            self._note_use(path, path)
-        return value
-
-    async def _avalue(
-        self, key: object, factory: Callable[[], Any], chosen: Options, *, anew: bool = False
-    ) -> Any:
-        from ._tasks import INLINE, Errand, get, get_unstored
-
-        name, path = self._place(key)
-        value = MISS
-        try:
-            if not anew:
-                value = self._read(path, name, chosen, INLINE)
-                if value is LARGE:
-                    value = await _in_pool(self._read, path, name, chosen)
-        except OSError as error:
-            errand = Errand(factory)
-            entry = ValueEntry(self._layout, name, key, chosen, errand)
-            value = await get_unstored(self._protocol, entry, errand, error)
-        if value is MISS:
-            _check_callable("factory", factory)
-            _write_at_exit(self)
-            errand = Errand(factory)
-            entry = ValueEntry(self._layout, name, key, chosen, errand, anew=anew)
-            value = await get(self._protocol, entry, errand, self._door.time())
-        elif self._watch.hit(path, key):
-            self._note_use(path, path)
-        return value
-
-    def _file(
-        self,
-        key: object,
-        build: Callable[[Path], object],
-        chosen: Options,
-        *,
-        name: str,
-        anew: bool = False,
-    ) -> Path:
-        from ._path import PathEntry, find
-
-        _, digested, target, meta, found = self._path_place(key, name)
-        made: Path
-        try:
-            if not anew and find(self._door, target, meta, chosen):
-                if self._watch.hit(target, key):
-                    self._note_use(target, meta)
-                return found
-        except OSError as error:
-            entry = PathEntry(self._layout, digested, key, name, chosen, build)
-            made = self._unreadable(entry, error)
-            return made
-        _check_callable("build", build)
-        _write_at_exit(self)
-        entry = PathEntry(self._layout, digested, key, name, chosen, build, anew=anew)
-        made = self._protocol.get(entry, self._door.time())
-        return made
-
-    async def _afile(
-        self,
-        key: object,
-        build: Callable[[Path], object],
-        chosen: Options,
-        *,
-        name: str,
-        anew: bool = False,
-    ) -> Path:
-        from ._path import PathEntry, find
-        from ._tasks import Errand, get, get_unstored
-
-        _, digested, target, meta, found = self._path_place(key, name)
-        errand = Errand(build)
-        entry = PathEntry(self._layout, digested, key, name, chosen, errand, anew=anew)
-        made: Path
-        try:
-            if not anew and find(self._door, target, meta, chosen):
-                if self._watch.hit(target, key):
-                    self._note_use(target, meta)
-                return found
-        except OSError as error:
-            made = await get_unstored(self._protocol, entry, errand, error)
-            return made
-        _check_callable("build", build)
-        _write_at_exit(self)
-        made = await get(self._protocol, entry, errand, self._door.time())
-        return made
-
-    def _peek(self, key: object, chosen: Options, default: Any) -> Any:
-        name, path = self._place(key)
-        try:
-            value = self._read(path, name, chosen)
-        except OSError as error:
-            raise self._storage_error(_VALUE, key, error) from error
-        if value is MISS:
-            if self._protocol.remote is None:
-                return default
-            there = chosen.without_waiting()
-            entry = ValueEntry(self._layout, name, key, there, _absent)
-            return self._protocol.fetch(entry, default)
-        if self._watch.due(path):
-            self._note_use(path, path, hit=False)
-        return value
-
-    def _peek_file(self, key: object, chosen: Options, default: Any) -> Any:
-        from pathlib import Path
-
-        from ._layout import META
-        from ._path import find, stored_name
-
-        path = self._layout.entry(digest(_PATH, key))
-        try:
-            name = stored_name(self._door, path)
-            if name is None:
-                return self._fetch_file(key, chosen, default)
-            target, meta = os.path.join(path, name), os.path.join(path, META)
-            if not find(self._door, target, meta, chosen):
-                return self._fetch_file(key, chosen, default)
-            if self._watch.due(target):
-                self._note_use(target, meta, hit=False)
-            return Path(target)
-        except OSError as error:
-            raise self._storage_error(_PATH, key, error) from error
-
-    def _inputs(self, chosen: Options) -> Snapshot:
-        from ._inputs import Snapshot
-
-        table = Options(self._codecs.find("data"))
-        return Snapshot(self._layout, table, chosen.inputs)
-
-    def _input_key(self, key: object, chosen: Options) -> object:
-        """Return a key with the content of the inputs in it, if that is not yet so."""
-        from ._inputs import InputKey
-
-        return key if isinstance(key, InputKey) else self._inputs(chosen).key(key)
-
-    def _with_inputs(
-        self,
-        key: object,
-        make: Callable[..., Any],
-        chosen: Options,
-        ask: Callable[..., T],
-        **how: Any,
-    ) -> T:
-        """Ask under the key that the inputs make, anew if they change before the build."""
-        from ._inputs import TRIES, InputsChanged, still_changing
-
-        for _ in range(TRIES):
-            seen = self._inputs(chosen)
-            try:
-                return ask(seen.key(key), seen.guard(make), chosen, **how)
-            except InputsChanged:
-                continue
-        raise still_changing(chosen.inputs)
-
-    async def _awith_inputs(
-        self,
-        key: object,
-        make: Callable[..., Any],
-        chosen: Options,
-        ask: Callable[..., Awaitable[T]],
-        **how: Any,
-    ) -> T:
-        """Do as `_with_inputs`; files are hashed in a thread."""
-        from ._inputs import TRIES, InputsChanged, still_changing
-
-        for _ in range(TRIES):
-            seen = await _in_pool(self._inputs, chosen)
-            try:
-                return await ask(seen.key(key), seen.guard(make), chosen, **how)
-            except InputsChanged:
-                continue
-        raise still_changing(chosen.inputs)
-
     def _forget(self, function: str) -> int:
         from ._entry import function_tag
         from ._listing import remove_where
@@ -1227,60 +1028,8 @@ class Cache:
         except OSError as error:
             raise storage_error("the cache", self._layout.directory, error) from error
 
-    def _read(self, path: str, name: bytes, chosen: Options, largest: float = NEVER) -> Any:
-        if self._memory is None:
-            return read(self._door, path, name, chosen, Want(largest=largest))
-        return read_remembered(self._memory, self._door, path, name, chosen, largest)
-
-    def _place(self, key: object) -> tuple[bytes, str]:
-        """Return digest and path of a key's value, remembered for keys of some types."""
-        if type(key) not in REMEMBERED:
-            name = digest(_VALUE, key)
-            return name, self._layout.entry(name)
-        place = self._places.get(key)
-        if place is None:
-            name = digest(_VALUE, key)
-            place = name, self._layout.entry(name)
-            if len(self._places) >= _MOST_PLACES:
-                self._places.clear()
-            self._places[key] = place
-        return place
-
-    def _path_place(self, key: object, name: str) -> tuple[str, bytes, str, str, Path]:
-        """Return name, digest, target, meta and result of a path, remembered as `_place` does."""
-        known = self._path_places.get(key) if type(key) in REMEMBERED else None
-        if known is not None and type(name) is str and known[0] == name:
-            return known
-        from pathlib import Path
-
-        from ._layout import META
-        from ._path import check_name
-
-        digested = digest(_PATH, key)
-        folder = self._layout.entry(digested)
-        target = os.path.join(folder, check_name(name))
-        place = name, digested, target, os.path.join(folder, META), Path(target)
-        if type(key) in REMEMBERED:
-            if len(self._path_places) >= _MOST_PLACES:
-                self._path_places.clear()
-            self._path_places[key] = place
-        return place
-
     def _changed(self, options: CallOptions, defaults: Options | None = None) -> Options:
         return (defaults or self._options).changed(options, self._codecs.find)
-
-    def _note_use(self, path: str, file: str, *, hit: bool = True) -> None:
-        """Record that an entry is used, which the first hit of an hour in a process does."""
-        took = 0.0
-        if self._protocol.remote is not None:
-            self._protocol.remote.follow()
-        if self._door.upkeep:
-            _write_at_exit(self)
-            try:
-                took = note_use(self._door, file)
-            except OSError as error:  # gone since, or a filesystem that can't be written
-                logger().info("the use of an entry is not recorded: %s: %s", path, error)
-        self._watch.used(path, took, hit=hit)
 
     def _keep_up(self) -> tuple[Upkeep, Statistics]:
         if self._kept_up is None:
@@ -1291,48 +1040,24 @@ class Cache:
             self._kept_up = upkeep, statistics
         return self._kept_up
 
-    def _fetch_file(self, key: object, chosen: Options, default: Any) -> Any:
-        """Bring a path from the bucket, if it is there."""
-        from ._path import PathEntry
-
-        remote = self._protocol.remote
-        if remote is None:
-            return default
-        digested = digest(_PATH, key)
-        name = remote.name_of(digested)
-        if name is None:
-            return default
-        there = chosen.without_waiting()
-        entry = PathEntry(self._layout, digested, key, name, there, _absent)
-        return self._protocol.fetch(entry, default)
-
     def _published(self, entry: Entry) -> None:
         try:
             upkeep, statistics = self._keep_up()
         except OSError as error:  # no descriptor left even to read a module
             logger().warning("the cache's upkeep failed: %s", error)
             return
-        _write_at_exit(self)
+        self._ending.arm()
         upkeep.published(entry)
         statistics.write_sometimes()
         if self._protocol.remote is not None:
             self._protocol.remote.follow()
-
-    def _unreadable(self, entry: Any, error: OSError) -> Any:
-        return self._protocol.get_unstored(entry, error)
-
-    def _storage_error(self, kind: bytes, key: object, error: OSError) -> OSError:
-        if isinstance(error, AtomcacheError):
-            return error
-        what = f"the {'value' if kind == _VALUE else 'path'} of key {describe(key)}"
-        return storage_error(what, self._layout.entry(digest(kind, key)), error)
 
     def _remove(self, kind: bytes, key: object) -> bool:
         name = digest(kind, key)
         try:
             removed = self._protocol.remove(self._layout.entry(name))
         except OSError as error:
-            raise self._storage_error(kind, key, error) from error
+            raise self._asking.trouble(kind, key, error) from error
         if self._protocol.remote is not None:
             self._protocol.remote.remove(name)
         return removed
@@ -1346,78 +1071,6 @@ class Cache:
 
     def __repr__(self) -> str:
         return f"Cache({self._layout.directory!r})"
-
-
-def _absent(*_: object) -> Any:
-    """Build nothing: what another machine has will do."""
-    raise Absent
-
-
-async def _in_pool(step: Callable[..., T], *given: Any) -> T:
-    """Run what may take a while, but never waits for others, in the loop's pool of threads."""
-    import asyncio
-
-    return await asyncio.to_thread(step, *given)
-
-
-def _statistics_of(door: Door, layout: Layout, watch: Watch) -> Callable[[], Statistics]:
-    """Return what returns a cache's statistics, made when they are first asked for.
-
-    It does not hold the cache, so that it can be asked when that is gone.
-    """
-    made: list[Statistics] = []
-
-    def statistics() -> Statistics:
-        if not made:
-            from ._statistics import Statistics
-
-            made.append(Statistics(door, layout, watch))
-        return made[0]
-
-    return statistics
-
-
-_to_write: list[tuple[ref[Cache], Callable[[], Statistics]]] = []
-
-
-def _write_at_exit(cache: Cache) -> None:
-    """See to it that what a cache has counted is written down when the process ends.
-
-    What caches have counted that are gone is written down now.
-    """
-    if cache._ends_in == os.getpid() or not cache._door.upkeep:
-        return
-    cache._ends_in = os.getpid()
-    gone = [each for each in _to_write if each[0]() is None]
-    _to_write[:] = [each for each in _to_write if each[0]() is not None]
-    _end(gone)
-    if not _to_write:
-        multiprocessing = sys.modules.get("multiprocessing.util")
-        if multiprocessing is None:
-            atexit.register(_end_all)
-        else:  # its children end without atexit
-            multiprocessing.Finalize(None, _end_all, exitpriority=0)
-    _to_write.append((ref(cache), cache._statistics))
-
-
-def _end(ended: list[tuple[ref[Cache], Callable[[], Statistics]]]) -> None:
-    for _, statistics in ended:
-        try:
-            statistics().end()
-        except OSError as error:  # no descriptor left even to read a module
-            logger().warning("what was counted is not kept: %s", error)
-
-
-def _end_all() -> None:
-    _end(_to_write)
-
-
-def _forget_in_child() -> None:
-    _to_write.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def _memory_tier(limit: int) -> MemoryTier:
@@ -1436,8 +1089,3 @@ def _encodable(path: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _check_callable(what: str, given: object) -> None:
-    if not callable(given):
-        raise OptionError(f"{what} must be callable, not {describe(given)}")

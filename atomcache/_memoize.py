@@ -88,15 +88,15 @@ class _Values:
     def __init__(self, cache: Cache, function: Callable[..., Any]) -> None:
         self.cache = cache
         self.function = function
-        self.ask = cache._value
-        self.aask = cache._avalue
+        self.ask = cache._asking.value
+        self.aask = cache._asking.avalue
         self.how: dict[str, Any] = {}
 
     def factory(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
         return functools.partial(self.function, *args, **kwargs)
 
     def peek(self, key: object, options: Options) -> Any:
-        return self.cache._peek(key, options, MISS)
+        return self.cache._asking.peek(key, options, MISS)
 
 
 class _Paths:
@@ -107,8 +107,8 @@ class _Paths:
     ) -> None:
         self.cache = cache
         self.function = function
-        self.ask = cache._file
-        self.aask = cache._afile
+        self.ask = cache._asking.file
+        self.aask = cache._asking.afile
         self.how = {"name": name}
         self.target_at = target_at
 
@@ -117,7 +117,7 @@ class _Paths:
         return lambda target: self.function(*before, target, *after, **kwargs)
 
     def peek(self, key: object, options: Options) -> Any:
-        return self.cache._peek_file(key, options, MISS)
+        return self.cache._asking.peek_file(key, options, MISS)
 
 
 class _Decorated(Generic[P, R]):
@@ -166,7 +166,7 @@ class _Decorated(Generic[P, R]):
         """
         key = self._key(args, kwargs)
         options = self._options_of(args, kwargs)
-        return self._kind.cache._inputs(options).key(key) if options.inputs else key
+        return self._kind.cache._asking.inputs(options).key(key) if options.inputs else key
 
     def cached(self, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Tell whether a call has a fresh result; the function is not called.
@@ -283,7 +283,7 @@ class Memoized(_Decorated[P, R]):
         options = self._options_of(args, kwargs)
         key, make = self._key(args, kwargs), kind.factory(args, kwargs)
         if options.inputs:
-            return kind.cache._with_inputs(key, make, options, kind.ask, **how)
+            return kind.cache._asking.with_inputs(key, make, options, kind.ask, **how)
         return kind.ask(key, make, options, **how)
 
     @overload
@@ -334,7 +334,7 @@ class AsyncMemoized(_Decorated[P, R]):
         options = self._options_of(args, kwargs)
         key, make = self._key(args, kwargs), kind.factory(args, kwargs)
         if options.inputs:
-            return await kind.cache._awith_inputs(key, make, options, kind.aask, **how)
+            return await kind.cache._asking.awith_inputs(key, make, options, kind.aask, **how)
         return await kind.aask(key, make, options, **how)
 
     @overload

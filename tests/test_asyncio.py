@@ -466,7 +466,7 @@ def test_a_large_value_is_read_in_the_pool(cache, monkeypatch):
     async def main():
         await cache.aget_or_create("key", lambda: value)
         await cache.aget_or_create("key", never)  # the first hit of an hour notes the use
-        cache._door = Watched()
+        cache._asking._door = Watched()
         return await cache.aget_or_create("key", never)
 
     assert run(main()) == value

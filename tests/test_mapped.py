@@ -55,7 +55,7 @@ def test_a_mapped_file_that_changes_after_it_was_verified_is_found_out(
     monkeypatch.setattr(value_module, "RACY_SECONDS", -1.0)
     cache.set("key", array)
     cache.get("key")
-    path = cache._place("key")[1]
+    path = cache._asking.place("key")[1]
     assert path in value_module._verified
     with open(path, "r+b") as file:
         file.seek(-1000, os.SEEK_END)
@@ -83,7 +83,7 @@ def test_a_mapped_file_is_summed_once_per_process_while_it_is_the_same(cache, ar
 def test_a_file_changed_a_moment_ago_is_summed_every_time(cache, array):
     cache.set("key", array)
     cache.get("key")
-    assert cache._place("key")[1] not in value_module._verified
+    assert cache._asking.place("key")[1] not in value_module._verified
 
 
 @pytest.mark.parametrize("package", ["pandas", "pyarrow"])

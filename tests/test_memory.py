@@ -24,11 +24,11 @@ def reads(cache):
             calls.append(name)
             return getattr(door, name)
 
-    cache._door = Watched()
+    cache._asking._door = Watched()
     try:
         cache.get("key")
     finally:
-        cache._door = door
+        cache._asking._door = door
     return calls
 
 
@@ -73,7 +73,7 @@ def test_the_least_recently_used_goes_first_and_the_limit_holds(tmp_path):
     cache.get("a")
     cache.set("d", os.urandom(5000))
     cache.get("d")
-    kept = [key for key in "abcd" if cache._place(key)[1] in cache._memory._kept]
+    kept = [key for key in "abcd" if cache._asking.place(key)[1] in cache._memory._kept]
     assert kept == ["a", "c", "d"]
     assert cache._memory.size <= 20_000
 

@@ -524,7 +524,7 @@ def test_a_hit_takes_no_lock_and_writes_nothing(crew, cache, tmp_path):
             opened.append(name)
             return getattr(door, name)
 
-    cache._door = Watched()
+    cache._asking._door = Watched()
     assert cache.get_or_create("key", lambda: b"other") == b"value"
     assert opened == ["open", "read", "close"]
     assert {path: path.lstat() for path in tmp_path.rglob("*")} == before
