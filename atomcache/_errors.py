@@ -81,7 +81,15 @@ class LayoutError(AtomcacheError, RuntimeError):
 
 
 class UnsafeDirectoryError(AtomcacheError, PermissionError):
-    """Pickles were asked for from a place that somebody else could have written."""
+    """Pickles were asked for from a place that somebody else could have written.
+
+    Attributes
+    ----------
+    reason : str
+        Who could have, and where.
+    """
+
+    reason = ""
 
 
 class InputError(AtomcacheError, OSError):

@@ -144,11 +144,19 @@ def check_private_file(path: str, found: os.stat_result) -> None:
         raise _unsafe(path, f"others can write the entry (mode {stat.S_IMODE(found.st_mode):o})")
 
 
+REMEDY = (
+    "take the rights away from others, choose another folder, pass secret=, "
+    "or use the codec 'data'"
+)
+"""What to do where others can write."""
+
+
 def _unsafe(path: str, why: str) -> UnsafeDirectoryError:
-    return UnsafeDirectoryError(
+    error = UnsafeDirectoryError(
         errno.EACCES,
         f"codec 'pickle' refuses this place, because {why}. Unpickling runs what it reads: "
-        "take the rights away from others, choose another folder, pass secret=, or use the "
-        "codec 'data'",
+        f"{REMEDY}",
         path,
     )
+    error.reason = why
+    return error

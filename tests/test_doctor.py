@@ -22,8 +22,8 @@ from pathlib import Path
 import pytest
 
 import atomcache
-from atomcache import Cache, _ground
-from atomcache._ground import FAILS, HOLDS, PREFIX, UNKNOWN, examine, filesystem_of
+from atomcache import Cache
+from atomcache._ground import FAILS, HOLDS, PREFIX, UNKNOWN, examine, exclusion, filesystem_of
 
 from .crew import PATIENCE, Crew, until
 
@@ -669,7 +669,7 @@ def test_what_a_filesystem_breaks_is_told_and_that_no_cache_should_be_there(tmp_
 
 @as_root
 def test_a_lock_that_outlives_its_owner_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(_ground, "PROMPT", 0.5)
+    monkeypatch.setattr(exclusion, "PROMPT", 0.5)
     with strange(tmp_path / "mounted", locks="kept") as place:
         report = examine(place, patience=PATIENCE)
         assert list(place.iterdir()) == []
