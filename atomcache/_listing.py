@@ -21,7 +21,6 @@ from ._claim import (
     appearance,
     living_record,
     open_claim,
-    read_record,
     reap,
     revoke,
 )
@@ -31,6 +30,7 @@ from ._hold import is_held, remove_stale
 from ._layout import CLAIM, META, is_claim, is_entry, is_failure_mark, is_hold, split_scratch
 from ._log import logger
 from ._publish import discard, remove
+from ._record import read_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
-    from ._claim import Record
     from ._door import Door
     from ._protocol import Entry
+    from ._record import Record
     from ._waiting import Wait, Waiting
 
 SHORTEST_PAUSE = 0.001

@@ -31,8 +31,6 @@ from ._claim import (
     leads_to,
     living_record,
     open_claim,
-    read_failure,
-    read_record,
     reap,
     revoke,
     take,
@@ -44,6 +42,7 @@ from ._keys import describe, function_of
 from ._log import logger
 from ._patience import Patience
 from ._publish import MISS, Revoked, identify, remove
+from ._record import read_failure, read_record
 from ._stale import Stale
 
 TYPE_CHECKING = False
@@ -52,12 +51,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, TypeAlias
 
-    from ._claim import Claim, Record
+    from ._claim import Claim
     from ._door import Door
     from ._flight import Flight
     from ._layout import Layout
     from ._path import PathEntry
     from ._publish import Identity
+    from ._record import Record
     from ._remote import Remote
     from ._value import ValueEntry
     from ._waiting import Waiting

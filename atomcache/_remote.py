@@ -34,7 +34,6 @@ from typing import TYPE_CHECKING
 from xxhash import xxh3_128
 
 from ._bucket import PIECE, Bucket, StoreDown
-from ._claim import Record
 from ._errors import DontStore, EntryNameError, OptionError
 from ._failure import describe as describe_error
 from ._failure import restore
@@ -44,6 +43,7 @@ from ._keys import describe
 from ._layout import CLAIM
 from ._log import logger
 from ._publish import remove
+from ._record import Record
 from ._removals import Follower
 
 if TYPE_CHECKING:

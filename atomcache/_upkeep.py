@@ -28,7 +28,6 @@ from ._claim import (
     appearance,
     claim_path,
     open_claim,
-    read_record,
     reap,
     take,
 )
@@ -37,6 +36,7 @@ from ._hold import Hold
 from ._layout import META, is_entry
 from ._log import logger
 from ._publish import discard, remove
+from ._record import read_record
 from ._watch import USE_RECORDED
 
 TYPE_CHECKING = False

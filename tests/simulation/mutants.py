@@ -11,10 +11,11 @@ import atomcache._claim as claim_module
 import atomcache._protocol as protocol_module
 import atomcache._value as value_module
 from atomcache import _path
-from atomcache._claim import Claim, Record, claim_path
+from atomcache._claim import Claim, claim_path
 from atomcache._door import CREATE
 from atomcache._protocol import Protocol
 from atomcache._publish import MISS
+from atomcache._record import Record
 
 from .scenario import Scenario
 
