@@ -22,6 +22,7 @@ from ._errors import BuildFailedError, RemoteTraceback
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import TracebackType
     from typing import Any
 
 _names_of_class = type.__dict__["__dict__"].__get__
@@ -35,7 +36,7 @@ def describe(error: Exception) -> str:
     import json
     import traceback
 
-    text = "".join(traceback.format_exception(error))
+    text = "".join(traceback.format_exception(type(error), error, _since_factory(error)))
     if len(text) > _LONGEST_TRACEBACK:
         half = _LONGEST_TRACEBACK // 2
         text = f"{text[:half]}\n...\n{text[-half:]}"
@@ -45,7 +46,7 @@ def describe(error: Exception) -> str:
         "message": _message(error),
         "traceback": text,
     }
-    content = _encode((error.args, error.__dict__))
+    content = _encode((_arguments(error), error.__dict__))
     if content is not None:
         record["content"] = content
     return json.dumps(record)
@@ -76,11 +77,28 @@ def restore(line: str) -> Exception | None:
 
 def again(error: Exception) -> Exception:
     """Return an error equal to `error`, caused by it, to raise in another thread."""
-    copy = rebuild(type(error), error.args, error.__dict__)
+    copy = rebuild(type(error), _arguments(error), error.__dict__)
     if copy is None:
         return error
     copy.__cause__ = error
     return copy
+
+
+def _arguments(error: Exception) -> tuple[Any, ...]:
+    """Return what the error's built-in base was made with; `OSError` keeps its paths apart."""
+    if isinstance(error, OSError) and len(error.args) == 2 and error.filename is not None:
+        if error.filename2 is None:
+            return (*error.args, error.filename)
+        return (*error.args, error.filename, None, error.filename2)
+    return error.args
+
+
+def _since_factory(error: Exception) -> TracebackType | None:
+    """Return the traceback without the library's own frames, unless there are no others."""
+    found = error.__traceback__
+    while found is not None and found.tb_frame.f_globals.get("__package__") == __package__:
+        found = found.tb_next
+    return found or error.__traceback__
 
 
 def _message(error: Exception) -> str:

@@ -335,10 +335,11 @@ class InertPickles:
             return ALLOWED, (reference, "call", (value.value,))
         reduced = value.__reduce_ex__(5)
         function, args, *rest = reduced if isinstance(reduced, tuple) else (None, ())
+        fields = _fields(type(value))
         if function is copyreg.__newobj__ and args[0] is type(value):  # type: ignore[attr-defined]
-            return ALLOWED, (reference, "new", args[1:]), *rest
+            return ALLOWED, (reference, "new", args[1:], fields), *rest
         if function is copyreg.__newobj_ex__ and args[0] is type(value):  # type: ignore[attr-defined]
-            return ALLOWED, (reference, "new_ex", args[1:]), *rest
+            return ALLOWED, (reference, "new_ex", args[1:], fields), *rest
         if function is type(value):
             return ALLOWED, (reference, "call", args), *rest
         raise CodecError(
@@ -346,13 +347,34 @@ class InertPickles:
             f"{function!r}, not by its own class; use codec='pickle'"
         )
 
-    def _restore_allowed(self, reference: str, how: str, args: Any) -> Any:
-        kind = self._allowed[reference]
+    def _restore_allowed(self, reference: str, how: str, args: Any, fields: Any = None) -> Any:
+        kind = self._allowed.get(reference)
+        if kind is None:
+            raise ValueError(f"class {reference} is not in allow=")
         if how == "call":
             return kind(*args)
+        if fields != _fields(kind):
+            raise ValueError(f"class {reference} has other fields than when this was stored")
         if how == "new_ex":
             return kind.__new__(kind, *args[0], **args[1])
         return kind.__new__(kind, *args)
+
+
+def _fields(kind: type) -> tuple[str, ...] | None:
+    """Return the names of the fields that a class declares, if it does.
+
+    An object is rebuilt without its constructor: one of a class that has got another field since
+    would come back without it.
+    """
+    for table in ("__dataclass_fields__", "model_fields"):  # of dataclasses, of pydantic
+        found = getattr(kind, table, None)
+        if isinstance(found, dict):
+            return tuple(found)
+    attributes = getattr(kind, "__attrs_attrs__", None)
+    if attributes is not None:
+        return tuple(each.name for each in attributes)
+    named: tuple[str, ...] | None = getattr(kind, "_fields", None)
+    return named
 
 
 class _Pickler(pickle.Pickler):

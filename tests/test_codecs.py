@@ -1,6 +1,7 @@
 """What comes back on a hit equals what the factory returned, in type too, or was refused."""
 
 import collections
+import dataclasses
 import datetime
 import decimal
 import enum
@@ -13,6 +14,8 @@ import uuid
 import zoneinfo
 from dataclasses import dataclass
 
+import attrs
+import pydantic
 import pytest
 
 from atomcache import Cache, CodecError, OptionError
@@ -508,6 +511,53 @@ def test_a_value_that_can_not_be_stored_is_refused_for_those_who_wait_too(crew, 
     assert len(set(answers)) == 1
     assert "object" in answers[0]
     assert leftovers(cache.directory) == []
+
+
+# -- classes of one's own, as they change -------------------------------------------------
+
+
+def of_dataclasses(*fields):
+    return dataclasses.make_dataclass("Invoice", [(field, int, 7) for field in fields])
+
+
+def of_slots(*fields):
+    return dataclasses.make_dataclass("Invoice", [(field, int, 7) for field in fields], slots=True)
+
+
+def of_attrs(*fields):
+    return attrs.make_class("Invoice", {field: attrs.field(default=7) for field in fields})
+
+
+def of_pydantic(*fields):
+    return pydantic.create_model("Invoice", **dict.fromkeys(fields, (int, 7)))
+
+
+def of_tuples(*fields):
+    return collections.namedtuple("Invoice", fields, defaults=[7] * len(fields))
+
+
+@pytest.mark.parametrize(
+    "make", [of_dataclasses, of_slots, of_attrs, of_pydantic, of_tuples], ids=lambda m: m.__name__
+)
+def test_an_object_of_a_class_that_has_got_another_field_is_built_anew(tmp_path, make, caplog):
+    def cache(*fields):
+        kind = make(*fields)
+        kind.__module__, kind.__qualname__ = "shop", "Invoice"
+        cache = Cache(tmp_path / "cache", allow=[kind])
+        return cache.get_or_create("key", kind)
+
+    assert cache("n").n == 7
+    assert cache("n").n == 7
+    assert [each for each in caplog.records if "anew" in each.getMessage()] == []
+    assert cache("n", "total").total == 7
+    [said] = [each.getMessage() for each in caplog.records if "anew" in each.getMessage()]
+    assert "shop:Invoice" in said
+
+
+def test_who_does_not_allow_a_class_is_told_which(tmp_path, caplog):
+    Cache(tmp_path / "cache", allow=[Record]).set("key", Record(1))
+    assert Cache(tmp_path / "cache").get("key") is None
+    assert "Record is not in allow=" in caplog.text
 
 
 # -- json, bytes, text, pickle ---------------------------------------------------------

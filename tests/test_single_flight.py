@@ -164,8 +164,29 @@ def test_a_remote_error_has_the_remote_traceback_as_its_cause(crew, cache):
     kind, text = waiter.result()
     assert kind is RemoteTraceback
     assert "in factory" in text
+    assert "_protocol.py" not in text  # what the library did before is of no interest
     assert "raise OddError(7)" in text
     assert builder.result()[0] is type(None)
+
+
+def fail_with_paths(line, cache, paths):
+    def factory():
+        line.tell("building")
+        line.hear("go on")
+        raise OSError(2, "no such thing", *paths)
+
+    try:
+        return cache.get_or_create("key", factory)
+    except OSError as error:
+        return type(error).__name__, error.errno, error.filename, error.filename2
+
+
+@pytest.mark.parametrize("paths", [(), ("a file",), ("a file", None, "another")], ids=len)
+def test_an_error_of_the_system_reaches_all_with_its_paths(crew, cache, paths):
+    builder, [waiter] = start_and_sleep(crew, cache, 1, fail_with_paths, paths)
+    builder.tell("go on")
+    name, other = (*paths[:1], None)[0], (*paths[2:], None)[0]
+    assert waiter.result() == builder.result() == ("FileNotFoundError", 2, name, other)
 
 
 def fail_locally(line, cache):
