@@ -14,8 +14,7 @@ import os
 
 from ._errors import AtomcacheError, OptionError, storage_error
 from ._flight import Absent
-from ._freshness import Want, note_use
-from ._header import NEVER
+from ._freshness import FIRST, USUAL, Want, note_use
 from ._keys import REMEMBERED, describe, digest
 from ._log import logger
 from ._options import Options
@@ -81,9 +80,9 @@ class Asking:
         try:
             if not anew:
                 if self._memory is None:
-                    value = read(self._door, path, name, chosen)
+                    value = read(self._door, path, name, chosen, FIRST)
                 else:
-                    value = self._read(path, name, chosen)
+                    value = self._read(path, name, chosen, FIRST)
         except OSError as error:
             entry = ValueEntry(self._layout, name, key, chosen, factory)
             value = self._protocol.get_unstored(entry, error)
@@ -100,15 +99,15 @@ class Asking:
         self, key: object, factory: Callable[[], Any], chosen: Options, *, anew: bool = False
     ) -> Any:
         """Answer `Cache.aget_or_create`."""
-        from ._tasks import INLINE, Errand, get, get_unstored
+        from ._tasks import FIRST_INLINE, Errand, get, get_unstored
 
         name, path = self.place(key)
         value = MISS
         try:
             if not anew:
-                value = self._read(path, name, chosen, INLINE)
+                value = self._read(path, name, chosen, FIRST_INLINE)
                 if value is LARGE:
-                    value = await _in_pool(self._read, path, name, chosen)
+                    value = await _in_pool(self._read, path, name, chosen, FIRST)
         except OSError as error:
             errand = Errand(factory)
             entry = ValueEntry(self._layout, name, key, chosen, errand)
@@ -138,7 +137,7 @@ class Asking:
         _, digested, target, meta, found = self._path_place(key, name)
         made: Path
         try:
-            if not anew and find(self._door, target, meta, chosen):
+            if not anew and find(self._door, target, meta, chosen, FIRST):
                 if self._watch.hit(target, key):
                     self.note_use(target, meta)
                 return found
@@ -170,7 +169,7 @@ class Asking:
         entry = PathEntry(self._layout, digested, key, name, chosen, errand, anew=anew)
         made: Path
         try:
-            if not anew and find(self._door, target, meta, chosen):
+            if not anew and find(self._door, target, meta, chosen, FIRST):
                 if self._watch.hit(target, key):
                     self.note_use(target, meta)
                 return found
@@ -186,7 +185,7 @@ class Asking:
         """Return a value that is fresh, here or in the bucket, and build nothing."""
         name, path = self.place(key)
         try:
-            value = self._read(path, name, chosen)
+            value = self._read(path, name, chosen, _peeking(chosen))
         except OSError as error:
             raise self.trouble(VALUE, key, error) from error
         if value is MISS:
@@ -212,7 +211,7 @@ class Asking:
             if name is None:
                 return self._fetch_file(key, chosen, default)
             target, meta = os.path.join(path, name), os.path.join(path, META)
-            if not find(self._door, target, meta, chosen):
+            if not find(self._door, target, meta, chosen, _peeking(chosen)):
                 return self._fetch_file(key, chosen, default)
             if self._watch.due(target):
                 self.note_use(target, meta, hit=False)
@@ -271,10 +270,10 @@ class Asking:
                 continue
         raise still_changing(chosen.inputs)
 
-    def _read(self, path: str, name: bytes, chosen: Options, largest: float = NEVER) -> Any:
+    def _read(self, path: str, name: bytes, chosen: Options, want: Want) -> Any:
         if self._memory is None:
-            return read(self._door, path, name, chosen, Want(largest=largest))
-        return read_remembered(self._memory, self._door, path, name, chosen, largest)
+            return read(self._door, path, name, chosen, want)
+        return read_remembered(self._memory, self._door, path, name, chosen, want)
 
     def place(self, key: object) -> tuple[bytes, str]:
         """Return digest and path of a key's value, remembered for keys of some types."""
@@ -344,6 +343,11 @@ class Asking:
             return error
         what = f"the {'value' if kind == VALUE else 'path'} of key {describe(key)}"
         return storage_error(what, self._layout.entry(digest(kind, key)), error)
+
+
+def _peeking(chosen: Options) -> Want:
+    """Return what a look accepts that builds nothing: what a call would return at once."""
+    return USUAL if chosen.stale_for is None else Want(tolerate=chosen.stale_for)
 
 
 def _absent(*_: object) -> Any:

@@ -90,7 +90,7 @@ class Entry:
 
     def look_for_old(self, tolerate: float) -> Any:
         """Return what ended up to `tolerate` seconds ago, or `MISS`."""
-        return self.find(Want(tolerate=tolerate))
+        return self.find(Want(tolerate=tolerate, quiet=True))
 
     def tags_of(self, build: Build | None) -> set[str]:
         """Return the labels of what is built."""

@@ -60,9 +60,11 @@ class Want:
         Where to keep the value, if it can be kept.
     damaged
         Called if there is an entry that is damaged.
+    quiet
+        Whether damage is not logged, because who asks looks again under a claim.
     """
 
-    __slots__ = ("damaged", "largest", "memory", "since", "started", "tolerate")
+    __slots__ = ("damaged", "largest", "memory", "quiet", "since", "started", "tolerate")
 
     def __init__(
         self,
@@ -73,6 +75,7 @@ class Want:
         largest: float = NEVER,
         memory: MemoryTier | None = None,
         damaged: Callable[[], None] | None = None,
+        quiet: bool = False,
     ) -> None:
         self.started = started
         self.since = since
@@ -80,9 +83,13 @@ class Want:
         self.largest = largest
         self.memory = memory
         self.damaged = damaged
+        self.quiet = quiet
 
 
 USUAL = Want()
+
+FIRST = Want(quiet=True)
+"""What is wanted by a look after which, if there is nothing, the protocol looks again."""
 
 
 def fresh(door: Door, header: Times, max_age: float | None, want: Want) -> bool:

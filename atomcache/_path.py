@@ -113,7 +113,8 @@ def find(
     except (FileNotFoundError, NotADirectoryError):
         return False
     except Damaged as why:
-        logger().warning("a damaged entry is built anew: %s: %s", meta, why)
+        if not want.quiet:
+            logger().warning("a damaged entry is built anew: %s: %s", meta, why)
         if want.damaged is not None:
             want.damaged()
         return False

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._claim import claim_path, living_record
 from ._flight import LOOK, GivenUp, Outcome
+from ._freshness import Want
 from ._patience import Patience
 from ._publish import LARGE, MISS
 
@@ -38,6 +39,8 @@ INLINE = 262_144
 """Bytes of a value that a loop reads by itself, in some 100 us; more is read in a thread, to
 which to hop and back takes about as long."""
 
+FIRST_INLINE = Want(largest=INLINE, quiet=True)
+"""What a loop wants to be read before it asks the protocol."""
 
 _LOOK_AT_LOOP = 1.0
 """Seconds after which a thread looks whether the loop that runs its coroutine still exists."""

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ._build import Build
-    from ._codecs import Buffer
+    from ._codecs import AnyCodec, Buffer
     from ._door import Door
     from ._header import Header
     from ._layout import Layout
@@ -89,7 +89,7 @@ _verified: dict[str, tuple[int, ...]] = {}
 
 
 def read_remembered(
-    memory: MemoryTier, door: Door, path: str, digest: bytes, options: Options, largest: float
+    memory: MemoryTier, door: Door, path: str, digest: bytes, options: Options, want: Want
 ) -> Any:
     """Return the value of an entry from memory if its file is the one it was read from.
 
@@ -101,11 +101,15 @@ def read_remembered(
         return MISS
     kept = memory.get(path, found, options.codec)
     if kept is None:
-        return read(door, path, digest, options, Want(memory=memory, largest=largest))
+        from copy import copy
+
+        keeping = copy(want)
+        keeping.memory = memory
+        return read(door, path, digest, options, keeping)
     value, header = kept
     if options.max_age is None and header.expires == NEVER:
         return value
-    return value if fresh(door, header, options.max_age, USUAL) else MISS
+    return value if fresh(door, header, options.max_age, want) else MISS
 
 
 def read(
@@ -146,6 +150,8 @@ def read(
             raise Damaged("it is the entry of another key")
         codec = options.codec
         if header.codec != codec.stored_name:
+            if not want.quiet:
+                _tell_codec(path, header, codec)
             return MISS
         if (header.expires != NEVER or options.max_age is not None or want.since) and not fresh(
             door, header, options.max_age, want
@@ -165,12 +171,25 @@ def read(
             memory.put(path, found, codec, value, header)
         return value
     except (Damaged, IsADirectoryError) as why:
-        logger().warning("a damaged entry is built anew: %s: %s", path, why)
+        if not want.quiet:
+            logger().warning("a damaged entry is built anew: %s: %s", path, why)
         if want.damaged is not None:
             want.damaged()
         return MISS
     finally:
         door.close(fd)
+
+
+def _tell_codec(path: str, header: Header, codec: AnyCodec) -> None:
+    """Say why an entry counts as none: two that differ for ever would build for ever."""
+    stored = header.codec.rstrip(b"\0").decode("ascii", "replace")
+    logger().warning(
+        "an entry of codec %r is not read by codec %r, and built anew: %s. Ask for one key with "
+        "one codec",
+        stored,
+        codec.name,
+        path,
+    )
 
 
 def _read_parts(

@@ -560,6 +560,13 @@ def test_who_does_not_allow_a_class_is_told_which(tmp_path, caplog):
     assert "Record is not in allow=" in caplog.text
 
 
+def test_who_asks_with_another_codec_is_told_why_it_is_built_anew(cache, caplog):
+    cache.get_or_create("key", lambda: "value", codec="text")
+    assert cache.get_or_create("key", lambda: "anew", codec="json") == "anew"
+    [said] = [each.getMessage() for each in caplog.records]
+    assert "codec 'text' is not read by codec 'json'" in said
+
+
 # -- json, bytes, text, pickle ---------------------------------------------------------
 
 JSON = [None, True, 1, 10**30, -1.5, "text \0 \ud800 😀", [], {}, [1, [2.0, {"a": None}]], -0.0]

@@ -422,6 +422,16 @@ def test_beyond_stale_for_those_who_ask_wait_for_the_new_one(cache, clock, make,
     assert kind.get(cache, make, max_age=60, stale_for=60) == "2"
 
 
+@each_kind
+def test_a_look_gets_what_a_call_would_get_at_once(cache, clock, make, kind):
+    kind.get(cache, make, max_age=60)
+    clock.go_on(100)
+    assert kind.peek(cache) is None
+    assert kind.peek(cache, stale_for=30) is None
+    assert kind.peek(cache, stale_for=60) == "1"
+    assert make.made == 1
+
+
 @each_sync_kind
 def test_stale_for_begins_at_the_end_that_the_builder_gave(cache, clock, make, kind):
     gate = Gate()
