@@ -310,7 +310,7 @@ class Asking:
         return place
 
     def note_use(self, path: str, file: str, *, hit: bool = True) -> None:
-        """Record that an entry is used, which the first hit of an hour in a process does."""
+        """Look whether it is to be recorded that an entry is used, as it is once an hour."""
         took = 0.0
         if self._protocol.remote is not None:
             self._protocol.remote.follow()
@@ -320,6 +320,7 @@ class Asking:
                 took = note_use(self._door, file)
             except OSError as error:  # gone since, or a filesystem that can't be written
                 logger().info("the use of an entry is not recorded: %s: %s", path, error)
+            self._ending.write_sometimes()
         self._watch.used(path, took, hit=hit)
 
     def _fetch_file(self, key: object, chosen: Options, default: Any) -> Any:

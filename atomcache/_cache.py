@@ -701,8 +701,9 @@ class Cache:
     def stats(self) -> Stats:
         """Return what this process and all processes have counted.
 
-        Counts of other processes are those that they wrote down last: when they ended, and
-        while they build every ten seconds.
+        Counts of other processes are those that they wrote down last: when they ended, every ten
+        seconds while they build, and every minute while they hit.  A process that is killed
+        takes with it what it has counted since.
         """
         from ._statistics import Stats
 

@@ -2,10 +2,11 @@
 
 What it is for: counts live in memory, and a process that ends leaves them to those that go on.
 Nothing is registered before something is counted, and a cache that is gone by then has its
-counts written when the next one comes along.
+counts written when the next one comes along.  A process that goes on for long, and hits, writes
+now and then, for others to see.
 
-Who calls it: `Asking`, before it counts.  What may go wrong: counts that can't be written are
-lost, and logged.
+Who calls it: `Asking`, before it counts and as it notes a use.  What may go wrong: counts that
+can't be written are lost, and logged.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 from _weakref import ref
 
 from ._log import logger
+from ._watch import LOOK_AGAIN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ class Ending:
     def __init__(self, door: Door, layout: Layout, watch: Watch) -> None:
         self._door = door
         self._armed_in = 0
+        self._next_write = 0.0
         self.statistics = _statistics_of(door, layout, watch)
 
     def arm(self) -> None:
@@ -50,6 +53,20 @@ class Ending:
             else:  # its children end without atexit
                 multiprocessing.Finalize(None, _write_all, exitpriority=0)
         _to_write.append((ref(self), self.statistics))
+
+    def write_sometimes(self) -> None:
+        """Write down what was counted, once a minute, in a thread: a hit waits for no disk."""
+        now = self._door.monotonic()
+        if now < self._next_write:
+            return
+        is_first, self._next_write = not self._next_write, now + LOOK_AGAIN
+        if is_first:  # most processes have ended before there is a second
+            return
+        statistics = self.statistics
+        try:
+            self._door.start_thread(lambda: statistics().write(), daemon=True)
+        except RuntimeError as error:  # no more threads to be had
+            logger().warning("what was counted is written down later: %s", error)
 
 
 _to_write: list[tuple[ref[Ending], Callable[[], Statistics]]] = []

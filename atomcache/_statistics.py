@@ -1,9 +1,9 @@
 """Counts of all processes that use a cache, without a lock that anybody waits for.
 
 What it is for: when a process ends it adds what it counted to one file, if it gets that
-file's lock at once; otherwise, and every ten seconds while it builds, it writes a file of
-its own, by a scratch and a rename.  Who wants the sum reads them all.  Hits write
-nothing.  A process that is killed loses what it counted since it last wrote.
+file's lock at once; otherwise, every ten seconds while it builds, and every minute while it
+hits, it writes a file of its own, by a scratch and a rename.  Who wants the sum reads them
+all.  A process that is killed loses what it counted since it last wrote.
 
 Who calls it: `Cache.stats`, the upkeep, and the end of a process.  What may go wrong: a
 file that can't be read or written is logged and left out.
@@ -12,6 +12,7 @@ file that can't be read or written is logged and left out.
 from __future__ import annotations
 
 import os
+from _thread import allocate_lock
 from collections import namedtuple
 
 from ._door import ADD, CREATE, READ
@@ -20,7 +21,7 @@ from ._log import logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any, NamedTuple
 
     from ._door import Door
@@ -100,6 +101,9 @@ _OLD = 86_400.0
 _TRIES = 100
 _TOTAL = "total"
 _LOCK = "lock"
+_ADDED = "added"
+_PATIENCE = 5.0
+"""Seconds for which a thread of this process may be writing before others go on without."""
 
 
 class Statistics:
@@ -111,15 +115,20 @@ class Statistics:
         self._watch = watch
         self._folder = os.path.join(layout.root, "stats")
         self._next_write = 0.0
+        self._busy = allocate_lock()
         self._forget()
 
     def _forget(self) -> None:
         """Start afresh, as a forked child must: its counts are in a file of their own."""
         self._pid = self._door.getpid()
-        self._name = f"{self._pid}-{self._door.urandom(6).hex()}"
+        self._busy = allocate_lock()
+        self._name = self._new_name()
         self._added = Counts()  # what is in the total already
         self._written = Counts()  # what is in this process's file
         self._total = Counts()
+
+    def _new_name(self) -> str:
+        return f"{self._pid}-{self._door.urandom(6).hex()}"
 
     def counts(self) -> Counts:
         """Return what this process has counted."""
@@ -154,8 +163,10 @@ class Statistics:
             return
         lock = self._lock(tries=_TRIES)
         try:
+            _, added = self._read_total()
             for name in self._names():
-                self._total = _add(self._total, self._read(name))
+                if name not in added:
+                    self._total = _add(self._total, self._read(name))
         finally:
             self._unlock(lock)
 
@@ -208,12 +219,16 @@ class Statistics:
     def _attempt(self, step: Callable[[], object]) -> None:
         if self._pid != self._door.getpid():
             self._forget()
+        if not self._busy.acquire(timeout=_PATIENCE):
+            return  # another thread is at it, on a filesystem that does not answer
         try:
             step()
         except FileNotFoundError:
             return  # the cache was deleted, and its counts with it
         except OSError as error:
             logger().warning("what was counted can't be written down: %s", error)
+        finally:
+            self._busy.release()
 
     def _write(self) -> None:
         if self._written != Counts() and not self._there():  # the cache was cleared
@@ -232,15 +247,18 @@ class Statistics:
         if lock is None:
             return False
         try:
-            total = _add(self._read(_TOTAL), _subtract(counts, self._added))
-            done = [self._name]
-            for name in self._names() if others else ():
+            total, added = self._read_total()
+            names = self._names()
+            done = {self._name, *added.intersection(names)}
+            total = _add(total, _subtract(counts, self._added))
+            for name in names if others else ():
                 found = self._door.stat(os.path.join(self._folder, name))
-                if name not in (_TOTAL, self._name) and self._old(found):
+                if name != _TOTAL and name not in done and self._old(found):
                     total = _add(total, self._read(name))
-                    done.append(name)
-            self._save(_TOTAL, total)
-            self._added, self._written = counts, Counts()
+                    done.add(name)
+            # Who is killed in between has said which files not to count again.
+            self._save(_TOTAL, total, done)
+            self._added, self._written, self._name = counts, Counts(), self._new_name()
             for name in done:
                 self._door.remove_tree(os.path.join(self._folder, name))
         finally:
@@ -265,31 +283,46 @@ class Statistics:
             return []
         return sorted(name for name in names if name != _LOCK and name[:1] != ".")
 
+    def _read_total(self) -> tuple[Counts, set[str]]:
+        """Return the sum, and the names of files that are in it already."""
+        told = self._told(_TOTAL)
+        return self._counts_in(_TOTAL, told), set(told.get(_ADDED, "").split())
+
     def _read(self, name: str) -> Counts:
+        return self._counts_in(name, self._told(name))
+
+    def _counts_in(self, name: str, told: dict[str, str]) -> Counts:
+        known = [each for each in Counts._fields if each in told]
+        try:
+            return Counts(**{each: _number(each, told[each]) for each in known})
+        except ValueError as error:
+            logger().warning("what a process counted can't be read: %s: %s", name, error)
+            return Counts()
+
+    def _told(self, name: str) -> dict[str, str]:
+        """Return what a file says; nothing, if it can't be read."""
         try:
             fd = self._door.open(os.path.join(self._folder, name), READ)
         except FileNotFoundError:
-            return Counts()
+            return {}
         except OSError as error:
             logger().warning("what a process counted can't be read: %s", error)
-            return Counts()
+            return {}
         try:
-            told = dict(read_lines(self._door.read(fd, _LARGEST)))
-            known = [each for each in Counts._fields if each in told]
-            return Counts(**{each: _number(each, told[each]) for each in known})
+            return dict(read_lines(self._door.read(fd, _LARGEST)))
         except (ValueError, OSError) as error:
             logger().warning("what a process counted can't be read: %s: %s", name, error)
-            return Counts()
+            return {}
         finally:
             self._door.close(fd)
 
-    def _save(self, name: str, counts: Counts) -> None:
+    def _save(self, name: str, counts: Counts, added: Iterable[str] = ()) -> None:
         scratch = os.path.join(self._folder, f".{self._name}")
         self._door.remove_tree(scratch)
         fd = self._open(scratch, CREATE)
         try:
-            told = zip(Counts._fields, map(repr, counts), strict=True)
-            self._door.write(fd, write_lines(told))
+            told = [*zip(Counts._fields, map(repr, counts), strict=True)]
+            self._door.write(fd, write_lines([*told, (_ADDED, " ".join(added))]))
         finally:
             self._door.close(fd)
         path = os.path.join(self._folder, name)

@@ -51,6 +51,10 @@ USE_RECORDED = 3600.0
 """Seconds for which a recorded use stands: Go's build cache takes an hour too (its mtimeInterval
 in cmd/go/internal/cache), so that a hit costs no write."""
 
+LOOK_AGAIN = 60.0
+"""Seconds after which a hit looks again whether its use, and what was counted, is to be written
+down."""
+
 _MOST_USES = 10_000
 
 
@@ -173,7 +177,7 @@ class Watch:
         if path not in self._uses and len(self._uses) >= _MOST_USES:
             self._fold(list(self._uses))
         use = self._uses.setdefault(path, _Use(0.0, took))  # threads may come together
-        use.due = self._door.monotonic() + USE_RECORDED
+        use.due = self._door.monotonic() + LOOK_AGAIN
         use.took = took
         if hit:
             next(use.hits)

@@ -32,12 +32,14 @@ from atomcache import (
     _watch,
     current_build,
 )
+from atomcache._door import Door
 from atomcache._keys import digest
 from atomcache._layout import META
 from atomcache._statistics import Statistics
 from atomcache._watch import KINDS
 
 from .crew import PATIENCE, leftovers, sleepers, until
+from .test_freshness import Clock
 
 pytestmark = pytest.mark.skipif(
     not os.path.exists("/proc/locks"), reason="counts sleepers in Linux's table of locks"
@@ -62,6 +64,12 @@ def ask(line, cache, key="key", **options):
         return "built"
 
     return cache.get_or_create(key, factory, **options)
+
+
+@pytest.fixture(autouse=True)
+def _alone():
+    """Forget other tests' caches: their folders may be gone, and who logs that disturbs."""
+    _ending._to_write.clear()
 
 
 def hit(cache, key="key", number=1):
@@ -515,6 +523,55 @@ def test_a_process_that_only_hits_is_counted_after_its_end(crew, cache):
     assert cache.stats().process.hits == 0
     assert everyone(cache).hits == 7
     assert everyone(cache).seconds_saved == pytest.approx(7 * build_seconds(cache), rel=1e-6)
+
+
+def be_killed_in_between(line, cache):
+    make(cache)
+    hit(cache, number=5)
+
+    class Killed(Door):
+        def remove_tree(self, path):
+            if os.path.basename(path).startswith(str(os.getpid())):
+                os._exit(1)
+            super().remove_tree(path)
+
+    statistics = cache._statistics()
+    statistics.write()
+    statistics._door = Killed()
+    statistics.end()
+
+
+def test_who_is_killed_between_adding_to_the_total_and_the_end_is_counted_once(crew, cache):
+    member = crew.start(be_killed_in_between, cache)
+    member.process.join(PATIENCE)
+    assert member.process.exitcode == 1
+    for builds in (1, 2, 3):
+        assert (everyone(cache).hits, everyone(cache).builds) == (5, builds)
+        ended(crew.start(make_in_process, cache, builds))
+
+
+def make_in_process(line, cache, key):
+    make(cache, key)
+
+
+def hit_for_long(line, cache):
+    clock = Clock()
+    cache._open(clock)
+    hit(cache, number=3)
+    clock.go_on(61)
+    hit(cache, number=4)
+    line.tell("hit")
+    line.hear("end")
+
+
+def test_a_process_that_goes_on_hitting_is_counted_before_its_end(crew, cache):
+    make(cache)
+    member = crew.start(hit_for_long, cache)
+    member.hear("hit")
+    until(lambda: everyone(cache).hits >= 4, "its counts are seen")
+    member.tell("end")
+    ended(member)
+    assert everyone(cache).hits == 7
 
 
 def fail_in_process(line, cache):
@@ -1322,7 +1379,6 @@ def test_who_listens_is_warned_of_damage_and_failing_subscribers(tmp_path, cache
 
 
 def test_what_goes_well_is_not_worth_a_warning(cache, caplog):
-    _ending._to_write.clear()  # other tests' caches, whose folders may be gone
     caplog.set_level(logging.DEBUG)
     make(cache)
     hit(cache, number=3)
