@@ -72,7 +72,7 @@ class Bucket:
             import obstore
             from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
         except ImportError as error:
-            raise OptionError("remote= needs obstore: pip install 'atomcache[remote]'") from error
+            raise OptionError("remote= needs obstore: pip install obstore") from error
         self._obstore: Any = obstore
         self._taken = (AlreadyExistsError, PreconditionError)
         self._errors = (BaseError, OSError, ValueError, NotImplementedError)

@@ -44,8 +44,7 @@ try:
     from opentelemetry import metrics, trace
 except ImportError as error:
     raise ImportError(
-        "atomcache.contrib.opentelemetry needs OpenTelemetry: "
-        "pip install 'atomcache[opentelemetry]'"
+        "atomcache.contrib.opentelemetry needs OpenTelemetry: pip install opentelemetry-api"
     ) from error
 
 if TYPE_CHECKING:

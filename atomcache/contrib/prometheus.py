@@ -67,7 +67,7 @@ try:
     from prometheus_client.registry import Collector as _Collector
 except ImportError as error:
     raise ImportError(
-        "atomcache.contrib.prometheus needs prometheus_client: pip install 'atomcache[prometheus]'"
+        "atomcache.contrib.prometheus needs prometheus_client: pip install prometheus-client"
     ) from error
 
 if TYPE_CHECKING:
