@@ -3,7 +3,8 @@
 What it is for: a factory that asks for its own result, and two that each wait for what the other
 builds, get an error instead of a sleep without end.  Whoever waits inside of a build writes into
 that build's claim what it waits for, before it looks; so of those who close a circle the last one
-at least finds it closed, in whatever processes they run.
+at least finds it closed, in whatever processes they run.  A thread that runs an event loop and
+sleeps makes all builds wait that a coroutine of that loop is at.
 
 Who calls it: the protocol, before each wait; for event loops, `_tasks`.  What may go wrong:
 `CircularBuildError`, which is what it is for.  What a factory's own threads ask for is not
@@ -15,6 +16,7 @@ from __future__ import annotations
 from ._build import running
 from ._claim import claim_path, living_record
 from ._errors import CircularBuildError
+from ._loops import fall_asleep, running_loop, wake
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,29 +48,25 @@ class Circles:
                     "Let it compute the value, or ask for another key"
                 )
 
-    def announce(self, path: str) -> None:
-        """Write into the claims of the builds that wait here what they wait for."""
-        for build in running.get():
-            build.waits.append(path)
-            if build.claim is not None:
-                build.claim.tell_waiting(path)
+    def waiting(self, path: str, *, stops_loop: bool) -> _Waiting:
+        """Return what announces, as a context, that the builds that run here wait for a claim.
 
-    def announce_end(self, path: str) -> None:
-        """Write into the claims of the builds that waited here that they do no more."""
-        for build in running.get():
-            build.waits.remove(path)
-            if build.claim is not None:
-                build.claim.tell_waited(path)
+        Parameters
+        ----------
+        stops_loop
+            Whether the thread sleeps, so that an event loop that it runs stands still.
+        """
+        return _Waiting(path, running_loop() if stops_loop else None)
 
-    def check(self, entry: Entry, path: str) -> None:
+    def check(self, entry: Entry, waiting: _Waiting) -> None:
         """Raise if what we are about to wait for waits for one of our own builds.
 
         Whoever waits has announced it before it comes here, so of those who close a
         circle the last one at least finds it closed.
         """
-        mine = [build for build in running.get() if not build.over]
-        tokens = {build.claim.token for build in mine if build.claim is not None}
-        ahead: list[tuple[str, tuple[str, ...]]] = [(path, ())] if mine else []
+        mine = [build for build in waiting.builds if not build.over]
+        tokens = {build.claim.token: build for build in mine if build.claim is not None}
+        ahead: list[tuple[str, tuple[str, ...]]] = [(waiting.path, ())] if mine else []
         visited = set()
         while ahead:
             path, chain = ahead.pop()
@@ -77,18 +75,64 @@ class Circles:
             visited.add(path)
             unclaimed = self.unclaimed.get(path)
             record = None if unclaimed is not None else living_record(self._layout.door, path)
+            closed: Build | None
             if record is not None:
                 chain = (*chain, f"{record.what} (process {record.pid} on {record.host})")
-                waits, closed = record.waits_for, record.token in tokens
+                waits, closed = record.waits_for, tokens.get(record.token)
             elif unclaimed is not None:
                 chain = (*chain, f"what {path} would be the claim of (this process)")
-                waits, closed = list(unclaimed.waits), unclaimed in mine
+                waits, closed = list(unclaimed.waits), unclaimed if unclaimed in mine else None
             else:
                 continue
-            if closed:
-                raise CircularBuildError(
-                    f"waiting for {entry.what()}, in {self._layout.directory}, would never end: "
-                    f"it is built by whoever waits, in turn, for {', then '.join(chain)}. "
-                    "Let one of these factories do without the other"
-                )
+            if closed is not None:
+                what = f"waiting for {entry.what()}, in {self._layout.directory}, would never end"
+                raise CircularBuildError(_say(what, ", then ".join(chain), closed))
             ahead += [(each, chain) for each in waits]
+
+
+def _say(what: str, chain: str, closed: Build) -> str:
+    """Return the text of an error, by what of ours would have to go on."""
+    if closed in running.get():
+        return (
+            f"{what}: it is built by whoever waits, in turn, for {chain}. Let one of these "
+            "factories do without the other"
+        )
+    return (
+        f"{what}: it needs {chain}, built by a coroutine of the event loop that runs in this "
+        "thread and would stand still. Await the call instead, as aget_or_create, or ask from "
+        "another thread, as with asyncio.to_thread"
+    )
+
+
+class _Waiting:
+    """One wait for a claim, by the builds that stand still for as long."""
+
+    def __init__(self, path: str, loop: object | None) -> None:
+        self.path = path
+        self.builds: tuple[Build, ...] = ()
+        self._loop = loop
+
+    def __enter__(self) -> _Waiting:
+        builds = running.get()
+        try:
+            if self._loop is not None:
+                needed = fall_asleep(self._loop)
+                builds += tuple(build for build in needed if build not in builds)
+            self.builds = builds
+            for build in builds:
+                build.waits.append(self.path)
+                if build.claim is not None:
+                    build.claim.tell_waiting(self.path)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._loop is not None:
+            wake(self._loop)
+        for build in self.builds:
+            if self.path in build.waits:
+                build.waits.remove(self.path)
+            if build.claim is not None:
+                build.claim.tell_waited(self.path)

@@ -25,7 +25,11 @@ class BuildTimeout(AtomcacheError, TimeoutError):
 
 
 class CircularBuildError(AtomcacheError, RuntimeError):
-    """A factory waits, directly or through other builders, for its own result."""
+    """A factory waits, directly or through other builders, for its own result.
+
+    So does a call that is not awaited, on the thread of an event loop, for what a coroutine of
+    that loop builds.
+    """
 
 
 class BuilderError(AtomcacheError, RuntimeError):

@@ -60,6 +60,11 @@ class Patience:
         waited: float = self._door.monotonic() - self._began
         return timeout - waited
 
+    def any_left(self) -> bool:
+        """Tell whether the caller waits at all."""
+        left = self.left()
+        return left is None or left > 0
+
     def begin(self) -> None:
         """Have it told that the caller waits, if anybody wants to know."""
         if self._wait is None and (self._on_wait is not None or everywhere):

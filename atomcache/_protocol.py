@@ -35,7 +35,14 @@ from ._claim import (
     revoke,
     take,
 )
-from ._errors import AtomcacheError, BuildTimeout, DontStore, StorageError, storage_error
+from ._errors import (
+    AtomcacheError,
+    BuildTimeout,
+    CircularBuildError,
+    DontStore,
+    StorageError,
+    storage_error,
+)
 from ._failure import again
 from ._flight import LOOK, Absent, Flights, Outcome
 from ._keys import describe, function_of
@@ -134,7 +141,7 @@ class Protocol:
         entry.only_look = True
         try:
             return self._get(entry, self.door.time())
-        except (Absent, BuildTimeout):
+        except (Absent, BuildTimeout, CircularBuildError):
             return default
         except StorageError as error:
             logger().warning("%s can't be kept as it comes down: %s", entry.what(), error)
@@ -173,15 +180,14 @@ class Protocol:
     ) -> Outcome | None:
         path = claim_path(entry.path)
         began = self.door.monotonic()
-        self.circles.announce(path)
         try:
-            self.circles.check(entry, path)
-            patience.begin()
-            if not flight.wait(patience.left()):
-                raise patience.ended(living_record(self.door, path))
+            with self.circles.waiting(path, stops_loop=patience.any_left()) as waiting:
+                self.circles.check(entry, waiting)
+                patience.begin()
+                if not flight.wait(patience.left()):
+                    raise patience.ended(living_record(self.door, path))
         finally:
             patience.end()
-            self.circles.announce_end(path)
             self.watch.tell("waited", entry.key, seconds=self.door.monotonic() - began)
         outcome = self.learn(entry, flight)
         # The leader's object is its own: values can be mutable.
@@ -412,21 +418,20 @@ class Protocol:
     def _sleep(self, entry: Entry, path: str, fd: int, record: Record, patience: Patience) -> None:
         """Sleep until the owner lets go of its lock, or is dead."""
         began = self.door.monotonic()
-        self.circles.announce(path)
         try:
-            self.circles.check(entry, path)
-            left = patience.left()
-            if left is not None and left <= 0:
-                let_go = self.door.lock_shared(fd)
-                if let_go:
-                    self.door.unlock(fd)
-            else:
-                patience.begin()
-                let_go = self.door.wait_shared(fd, left)
-            if not let_go:
-                raise patience.ended(record)
+            with self.circles.waiting(path, stops_loop=patience.any_left()) as waiting:
+                self.circles.check(entry, waiting)
+                left = patience.left()
+                if left is not None and left <= 0:
+                    let_go = self.door.lock_shared(fd)
+                    if let_go:
+                        self.door.unlock(fd)
+                else:
+                    patience.begin()
+                    let_go = self.door.wait_shared(fd, left)
+                if not let_go:
+                    raise patience.ended(record)
         finally:
-            self.circles.announce_end(path)
             self.watch.tell("waited", entry.key, seconds=self.door.monotonic() - began)
 
     def _reap(

@@ -11,6 +11,10 @@ coroutine with it and abandons the claim, so another caller builds.  A factory t
 function runs in a thread, which can't be stopped: it runs to its end, and what it made is
 published.
 
+A loop may stand still.  Where its thread waits in a call that is not awaited, no coroutine is
+begun on it (`_circles` sees to those that have begun); where nobody runs it for some seconds, what
+its coroutines build is given up.  The task asks anew when its loop runs again.
+
 Who calls it: the ``aget`` methods of `Cache`.  What may go wrong: as in `_protocol`, and
 `RuntimeError` if there are no more threads to be had.
 """
@@ -23,9 +27,11 @@ from _thread import allocate_lock, start_new_thread
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
+from ._build import running
 from ._claim import claim_path, living_record
 from ._flight import LOOK, GivenUp, Outcome
 from ._freshness import Want
+from ._loops import need, need_no_more
 from ._patience import Patience
 from ._publish import LARGE, MISS
 
@@ -43,11 +49,19 @@ FIRST_INLINE = Want(largest=INLINE, quiet=True)
 """What a loop wants to be read before it asks the protocol."""
 
 _LOOK_AT_LOOP = 1.0
-"""Seconds after which a thread looks whether the loop that runs its coroutine still exists."""
+"""Seconds after which a thread looks whether the loop that runs its coroutine still runs."""
+
+_STANDSTILL = 5
+"""How many of these looks in a row find a loop stopped before its build is given up: between two
+``run_until_complete`` it is none, and what draws windows turns a loop for moments only."""
 
 
 class Abandoned(GivenUp):
     """The task that was to build is gone, so the claim is, and another one builds."""
+
+
+class Halted(GivenUp):
+    """The loop that was to build stands still, so others may; its task asks anew later."""
 
 
 class Errand:
@@ -56,7 +70,7 @@ class Errand:
     def __init__(self, factory: Callable[..., Any]) -> None:
         self._factory = factory
         self._loop = asyncio.get_running_loop()
-        self._task: asyncio.Task[Any] | None = None
+        self._making: _Making | None = None
         self._cancelled = False
 
     def __call__(self, *given: Any) -> Any:
@@ -64,10 +78,59 @@ class Errand:
         if self._cancelled:
             raise Abandoned
         made = self._factory(*given)
-        return self._finish(made) if inspect.isawaitable(made) else made
+        if not inspect.isawaitable(made):
+            return made
+        build = running.get()[-1]
+        if not need(self._loop, build):
+            _close(made)
+            raise Halted
+        try:
+            self._making = _Making(self._loop, made)
+            if self._cancelled:  # since the look above: `cancel` may not have seen it
+                self._making.cancel()
+            return self._making.result()
+        finally:
+            self._making = None
+            need_no_more(self._loop, build)
 
     def cancel(self) -> bool:
         """Stop; tell whether a coroutine has to be waited for."""
+        self._cancelled = True
+        making = self._making
+        return making is not None and making.cancel()
+
+
+class _Making:
+    """A coroutine of a factory, run by its loop for a thread that waits for what it makes."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, making: Any) -> None:
+        self._loop = loop
+        self._making = making
+        self._task: asyncio.Task[Any] | None = None
+        self._cancelled = False
+        self._context = copy_context()
+        self._ended = allocate_lock()
+        self._ended.acquire()
+        self._turned = False
+        self._looks = 0
+
+    def result(self) -> Any:
+        """Wait for the end and return what was made."""
+        try:
+            self._loop.call_soon_threadsafe(self._start)
+            while not self._ended.acquire(timeout=_LOOK_AT_LOOP):
+                if self._stands_still():
+                    self._loop.call_soon_threadsafe(self.cancel)
+                    raise Halted
+        except RuntimeError:  # the loop is closed
+            _close(self._making)
+            raise Abandoned from None
+        if self._task is None or self._task.cancelled():
+            raise Abandoned
+        return self._task.result()
+
+    def cancel(self) -> bool:
+        """Stop; tell whether the coroutine has begun and has yet to end."""
         self._cancelled = True
         if self._task is None or self._task.done():
             return False
@@ -75,36 +138,31 @@ class Errand:
             self._task.cancel()
         return True
 
-    def _finish(self, making: Any) -> Any:
-        context = copy_context()
-        ended = allocate_lock()
-        ended.acquire()
+    def _start(self) -> None:
+        if self._cancelled:
+            _close(self._making)
+            self._ended.release()
+            return
+        making = self._making if inspect.iscoroutine(self._making) else _await(self._making)
+        self._task = self._loop.create_task(making, context=self._context)
+        self._task.add_done_callback(self._end)
 
-        def end(task: asyncio.Task[Any]) -> None:
-            _close(making)  # it may have been cancelled before its first step
-            ended.release()
+    def _end(self, task: asyncio.Task[Any]) -> None:
+        _close(self._making)  # it may have been cancelled before its first step
+        self._ended.release()
 
-        def start() -> None:
-            if self._cancelled:
-                _close(making)
-                ended.release()
-            else:
-                coroutine = making if inspect.iscoroutine(making) else _await(making)
-                self._task = self._loop.create_task(coroutine, context=context)
-                self._task.add_done_callback(end)
+    def _stands_still(self) -> bool:
+        """Tell whether the loop was stopped some looks ago, and not turned since."""
+        if self._loop.is_running() or self._turned:
+            self._looks, self._turned = 0, False
+            return False
+        if self._looks == 0 or self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._turn)
+        self._looks += 1
+        return self._looks > _STANDSTILL
 
-        try:
-            self._loop.call_soon_threadsafe(start)
-        except RuntimeError:  # the loop is closed
-            _close(making)
-            raise Abandoned from None
-        while not ended.acquire(timeout=_LOOK_AT_LOOP):
-            if self._loop.is_closed():
-                _close(making)
-                raise Abandoned
-        if self._task is None or self._task.cancelled():
-            raise Abandoned
-        return self._task.result()
+    def _turn(self) -> None:
+        self._turned = True
 
 
 async def get(protocol: Protocol, entry: Entry, errand: Errand, started: float) -> Any:
@@ -132,7 +190,10 @@ async def _get(protocol: Protocol, entry: Entry, errand: Errand, started: float)
             except BaseException:
                 protocol.flights.land(entry.path, flight, None)
                 raise
-            outcome = await _answer(answer, errand)
+            try:
+                outcome = await _answer(answer, errand)
+            except Halted:
+                continue
         else:
             outcome = await _follow(protocol, entry, errand, flight, started, patience)
         if outcome is not None:
@@ -141,7 +202,15 @@ async def _get(protocol: Protocol, entry: Entry, errand: Errand, started: float)
 
 async def get_unstored(protocol: Protocol, entry: Entry, errand: Errand, error: OSError) -> Any:
     """Do as `Protocol.get_unstored`, without blocking the loop."""
-    return await _answer(_in_thread(protocol.get_unstored, entry, error), errand)
+    return await _apart(protocol.get_unstored, entry, error, errand)
+
+
+async def _apart(step: Callable[..., Any], entry: Entry, error: OSError, errand: Errand) -> Any:
+    while True:
+        try:
+            return await _answer(_in_thread(step, entry, error), errand)
+        except Halted:
+            continue
 
 
 async def _follow(
@@ -154,15 +223,14 @@ async def _follow(
 ) -> Outcome | None:
     path = claim_path(entry.path)
     began = protocol.door.monotonic()
-    protocol.circles.announce(path)
     try:
-        protocol.circles.check(entry, path)
-        patience.begin()
-        if not await _landed(protocol, flight, patience.left()):
-            raise patience.ended(living_record(protocol.door, path))
+        with protocol.circles.waiting(path, stops_loop=False) as waiting:
+            protocol.circles.check(entry, waiting)
+            patience.begin()
+            if not await _landed(protocol, flight, patience.left()):
+                raise patience.ended(living_record(protocol.door, path))
     finally:
         patience.end()
-        protocol.circles.announce_end(path)
         protocol.watch.tell("waited", entry.key, seconds=protocol.door.monotonic() - began)
     outcome = protocol.learn(entry, flight)
     if outcome is not LOOK:
@@ -172,7 +240,7 @@ async def _follow(
         if value is LARGE:
             value = await asyncio.to_thread(entry.look, started)
     except OSError as error:
-        unstored: Outcome = await _answer(_in_thread(protocol.get_apart, entry, error), errand)
+        unstored: Outcome = await _apart(protocol.get_apart, entry, error, errand)
         return unstored
     return None if value is MISS else Outcome(value)
 
