@@ -104,10 +104,10 @@ class Build:
         OptionError
             If it is no path.
         """
-        from ._inputs import hash_input
+        from ._inputs import absolute, hash_input
         from ._options import paths
 
-        name = os.path.abspath(paths("input", [path])[0])
+        name = absolute(paths("input", [path])[0])
         self.inputs[name] = hash_input(name)
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:

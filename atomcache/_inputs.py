@@ -22,7 +22,9 @@ import errno
 import glob
 import hashlib
 import os
+import re
 import stat
+from pathlib import PurePath
 from time import time
 
 from ._errors import DontStore, InputError, MissingInputError
@@ -265,7 +267,7 @@ class _Table:
             raise InputError(
                 errno.EINVAL,
                 f"the input {name!r} is neither a file nor a folder. Leave it out of the inputs",
-                os.path.abspath(name),
+                absolute(name),
             )
         known = _known.get(_version(found)) or self._remembered(found)
         if known is None:
@@ -355,7 +357,20 @@ def _hash_link(name: str) -> bytes:
 
 
 def _slashes(name: str) -> str:
-    return os.path.normpath(name).replace(os.sep, "/")
+    """Return a name with slashes, and without parts that lead nowhere.
+
+    ``..`` stays: after a link it leads elsewhere than back.
+    """
+    name = name.replace(os.sep, "/")
+    return PurePath(name).as_posix() if _ODD(name) else name
+
+
+_ODD = re.compile(r"(?:^|/)\.(?:/|$)|//|/$").search
+
+
+def absolute(name: str) -> str:
+    """Return a name from the root that leads to the same file; see `_slashes` on ``..``."""
+    return os.path.abspath(name) if os.name == "nt" else os.path.join(os.getcwd(), name)
 
 
 def _unreadable(name: str, error: OSError) -> InputError:
@@ -366,7 +381,7 @@ def _unreadable(name: str, error: OSError) -> InputError:
         error.errno or errno.EIO,
         f"the input {name!r} can't be read: {error.strerror or error}. Make it readable, or "
         "leave it out of the inputs",
-        os.path.abspath(name),
+        absolute(name),
     )
 
 
@@ -374,5 +389,5 @@ def _missing(name: str, why: str) -> MissingInputError:
     return MissingInputError(
         errno.ENOENT,
         f"the input {name!r} {why}. Make it first, or leave it out of the inputs",
-        os.path.abspath(name),
+        absolute(name),
     )

@@ -9,7 +9,14 @@ import time
 
 import pytest
 
-from atomcache import Cache, InputError, MissingInputError, OptionError, _inputs
+from atomcache import (
+    Cache,
+    InputError,
+    MissingInputError,
+    OptionError,
+    _inputs,
+    current_build,
+)
 
 from .crew import leftovers, sleepers, until
 
@@ -187,9 +194,42 @@ def test_neither_order_nor_repetition_of_inputs_counts(cache, folder):
 
 def test_one_folder_is_one_input_however_it_is_spelt(cache, folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
-    for spelling in ("data", "data/", "./data", "data/deep/../"):
+    for spelling in ("data", "data/", "./data", ".//data/.", "data/./"):
         counted(cache, spelling)()
     assert len(list(cache.entries())) == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows takes .. for the folder before it")
+def test_a_name_that_goes_back_from_a_link_is_that_file(cache, folder, monkeypatch):
+    """``link/../b.txt`` stands beside what the link leads to, and not beside the link."""
+    monkeypatch.chdir(folder)
+    (folder / "link").symlink_to(folder.parent / "far" / "deep")
+    (folder.parent / "far" / "deep").mkdir(parents=True)
+    beyond = folder.parent / "far" / "b.txt"
+    beyond.write_text("beyond")
+    ask = counted(cache, "b.txt", "link/../b.txt")
+    assert [ask(), ask()] == [1, 1]
+    beyond.write_text("new")
+    assert ask() == 2
+    (folder / "b.txt").write_text("new")
+    assert ask() == 3
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows takes .. for the folder before it")
+def test_a_factory_may_name_a_file_that_goes_back_from_a_link(cache, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder.parent / "far" / "deep").mkdir(parents=True)
+    (folder / "link").symlink_to(folder.parent / "far" / "deep")
+    beyond = folder.parent / "far" / "b.txt"
+    beyond.write_text("beyond")
+
+    def read():
+        current_build().input("link/../b.txt")
+        return beyond.read_text()
+
+    assert cache.get_or_create("key", read) == "beyond"
+    beyond.write_text("new")
+    assert cache.get_or_create("key", read) == "new"
 
 
 def test_relative_inputs_are_taken_from_the_current_folder(cache, folder, tmp_path, monkeypatch):
