@@ -20,6 +20,7 @@ from ._log import logger
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextvars import Token
     from typing import Any
 
     from ._claim import Claim
@@ -169,6 +170,11 @@ class Build:
 
 running: ContextVar[tuple[Build, ...]] = ContextVar("atomcache_building", default=())
 """The builds that this code runs in, outermost first."""
+
+
+def enter(build: Build) -> Token[tuple[Build, ...]]:
+    """Have what follows run in a build; an interrupt may have left others that are over."""
+    return running.set((*(each for each in running.get() if not each.over), build))
 
 
 def current_build() -> Build:

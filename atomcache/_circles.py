@@ -25,18 +25,16 @@ if TYPE_CHECKING:
     from ._protocol import Entry
 
 
-class Circles:
-    """Who waits for whom, in one cache.
+unclaimed: dict[str, Build] = {}
+"""The builds of this process that have no claim because their cache can't be written, by the path
+of what would be their claim: a circle may lead through several caches."""
 
-    Attributes
-    ----------
-    unclaimed
-        The builds of this process that have no claim, because the cache can't be written.
-    """
+
+class Circles:
+    """Who waits for whom, as seen from one cache."""
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
-        self.unclaimed: dict[str, Build] = {}
 
     def refuse_own_key(self, entry: Entry) -> None:
         """Raise if this code runs in a build of that very entry."""
@@ -73,15 +71,15 @@ class Circles:
             if path in visited:
                 continue
             visited.add(path)
-            unclaimed = self.unclaimed.get(path)
-            record = None if unclaimed is not None else living_record(self._layout.door, path)
+            apart = unclaimed.get(path)
+            record = None if apart is not None else living_record(self._layout.door, path)
             closed: Build | None
             if record is not None:
                 chain = (*chain, f"{record.what} (process {record.pid} on {record.host})")
                 waits, closed = record.waits_for, tokens.get(record.token)
-            elif unclaimed is not None:
+            elif apart is not None:
                 chain = (*chain, f"what {path} would be the claim of (this process)")
-                waits, closed = list(unclaimed.waits), unclaimed if unclaimed in mine else None
+                waits, closed = list(apart.waits), apart if apart in mine else None
             else:
                 continue
             if closed is not None:

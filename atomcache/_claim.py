@@ -79,6 +79,9 @@ NO_LOCKS = (
 class Claim:
     """A claim that this process owns; made by `take`."""
 
+    released = True
+    """Whether there is nothing to let go of, as before the end of the constructor."""
+
     def __init__(
         self,
         door: Door,
@@ -201,12 +204,19 @@ class Claim:
                 door.unlink(self.path)
         finally:
             with self._writing:
-                self.released = True
-                _let_go(door, self.fd, self.locked)
+                self._let_go()
             if door.open_files_block:
                 _unlink_closed(door, self.path)
             if self.scratch_made:
                 discard(door, self.scratch)
+
+    def _let_go(self) -> None:
+        try:
+            if self.locked:
+                self.door.unlock(self.fd)
+        finally:
+            self.released = True  # from here on, the number may be another file's
+            self.door.close_kept(self.fd)
 
     def __del__(self) -> None:
         """Release what an interrupt between two lines would have left claimed for ever."""
@@ -220,15 +230,17 @@ def take(door: Door, layout: Layout, entry: str, lease: float) -> Claim | None:
     fd = _create(door, layout, entry, path)
     if fd is None:
         return None
-    door.keep_from_children(fd)
+    claim: Claim | None = None
     locked: bool | None = False
     try:
         locked = _try_lock(door, fd)
         if locked is not False:
             found = door.fstat(fd)
             if leads_to(door, path, found):
-                return Claim(door, path, fd, found, bool(locked), lease)
+                claim = Claim(door, path, fd, found, bool(locked), lease)
     except BaseException:
+        if claim is not None:  # which sees to all of this itself
+            raise
         # No grace for others to wait out: the name is ours to remove while we hold the lock.
         try:
             if locked is not False and leads_to(door, path, door.fstat(fd)):
@@ -236,8 +248,9 @@ def take(door: Door, layout: Layout, entry: str, lease: float) -> Claim | None:
         finally:
             _let_go(door, fd, bool(locked))
         raise
-    _let_go(door, fd, bool(locked))
-    return None
+    if claim is None:
+        _let_go(door, fd, bool(locked))
+    return claim
 
 
 def claim_path(entry: str) -> str:
@@ -248,20 +261,18 @@ def claim_path(entry: str) -> str:
 def open_claim(door: Door, path: str) -> int | None:
     """Open somebody's claim to look at it; `None` if it is gone."""
     try:
-        fd = door.open(path, PROBE)
-    except (FileNotFoundError, ValueError):
+        return door.open_kept(path, PROBE)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     except PermissionError:  # another user's, in a shared cache
         try:
-            fd = door.open(path, READ)
+            return door.open_kept(path, READ)
         except FileNotFoundError:
             return None
         except PermissionError:
             if door.open_files_block:  # being removed
                 return None
             raise
-    door.keep_from_children(fd)
-    return fd
 
 
 def living_record(door: Door, path: str) -> Record | None:
@@ -281,7 +292,7 @@ def living_record(door: Door, path: str) -> Record | None:
         door.unlock(fd)
         return None
     finally:
-        door.close_claim(fd)
+        door.close_kept(fd)
 
 
 def revoke(door: Door, path: str, wanted: Wanted | None = None) -> bool:
@@ -298,10 +309,9 @@ def revoke(door: Door, path: str, wanted: Wanted | None = None) -> bool:
         Asked whether a claim is meant, by its function and tags, if not every one is.
     """
     try:
-        fd = door.open(path, PROBE | APPEND)
+        fd = door.open_kept(path, PROBE | APPEND)
     except (FileNotFoundError, ValueError):
         return False
-    door.keep_from_children(fd)
     try:
         record = read_record(door, fd)
         if wanted is not None and (record is None or not wanted(record.function, record.tags)):
@@ -309,7 +319,7 @@ def revoke(door: Door, path: str, wanted: Wanted | None = None) -> bool:
         door.write(fd, b"\n" + write_lines([("revoked", "1")]))
         record = record or read_record(door, fd)
     finally:
-        door.close_claim(fd)
+        door.close_kept(fd)
     if record is not None:
         scratch = f"{path}.{record.token}"
         _take_away(door.rename, scratch + STAGED, scratch + REVOKED)
@@ -377,7 +387,7 @@ def _remove_unopened(door: Door, path: str, fd: int) -> bool:
     try:
         record = read_record(door, fd)
     finally:
-        door.close_claim(fd)
+        door.close_kept(fd)
     try:
         door.unlink(path)
     except (PermissionError, FileNotFoundError):
@@ -404,7 +414,7 @@ def appearance(found: os.stat_result) -> tuple[int, int, int, int]:
 def _create(door: Door, layout: Layout, entry: str, path: str) -> int | None:
     for _ in range(_ROOM_TRIES):
         try:
-            return door.open(path, CREATE | APPEND, layout.file_mode)
+            return door.open_kept(path, CREATE | APPEND, layout.file_mode)
         except FileExistsError:
             return None
         except FileNotFoundError:
@@ -413,7 +423,7 @@ def _create(door: Door, layout: Layout, entry: str, path: str) -> int | None:
             if door.open_files_block and _exists(door, path):  # being removed
                 return None
             raise
-    return door.open(path, CREATE | APPEND, layout.file_mode)
+    return door.open_kept(path, CREATE | APPEND, layout.file_mode)
 
 
 def _exists(door: Door, path: str) -> bool:
@@ -440,7 +450,7 @@ def _let_go(door: Door, fd: int, locked: bool) -> None:
         if locked:
             door.unlock(fd)
     finally:
-        door.close_claim(fd)
+        door.close_kept(fd)
 
 
 def _unlink_closed(door: Door, path: str) -> None:

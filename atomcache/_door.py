@@ -25,7 +25,7 @@ import errno
 import os
 import stat
 import sys
-from _thread import allocate_lock, start_new_thread
+from _thread import RLock, allocate_lock, start_new_thread
 from time import monotonic, sleep
 from time import time as wall_time
 
@@ -67,6 +67,12 @@ _POLL_SECONDS = 0.01
 
 _inherited: set[int] = set()
 """Descriptors that a forked child must close: they keep the parent's claims alive."""
+
+_forking = RLock()
+"""Held while one of these is opened or closed, and by who forks, so that a child knows of each."""
+
+_FORK_PATIENCE = 1.0
+"""Seconds after which a thread forks although another one's `open` does not come back."""
 
 
 class Door:
@@ -269,14 +275,18 @@ class Door:
 
     # -- life of a process -----------------------------------------------------------
 
-    def keep_from_children(self, fd: int) -> None:
-        """Have forked children close `fd`, so that they can't keep a claim alive."""
-        _inherited.add(fd)
+    def open_kept(self, path: str, flags: int, mode: int = 0o600) -> int:
+        """Open a file that forked children close, so that they can't keep a claim alive."""
+        with _forking:
+            fd: int = self.open(path, flags, mode)
+            _inherited.add(fd)
+        return fd
 
-    def close_claim(self, fd: int) -> None:
-        """Close a descriptor that was given to `keep_from_children`."""
-        _inherited.discard(fd)
-        os.close(fd)
+    def close_kept(self, fd: int) -> None:
+        """Close what `open_kept` opened."""
+        with _forking:
+            _inherited.discard(fd)
+            os.close(fd)
 
     def show(self, fd: int) -> None:
         """Have other machines see what an open file says, as they do once it is closed.
@@ -285,9 +295,8 @@ class Door:
         file's it is; elsewhere this does nothing, and takes a microsecond.
         """
         if fcntl is not None:
-            copy = os.dup(fd)
-            _inherited.add(copy)
-            self.close_claim(copy)
+            with _forking:
+                os.close(os.dup(fd))
 
     def start_heartbeat(self, fd: int, period: float) -> None:
         """Touch the file behind `fd` every `period` seconds until told to stop."""
@@ -424,13 +433,13 @@ class _Sleepers:
             if bell is None:
                 bell = allocate_lock()
                 bell.acquire()
-                copy = os.dup(fd)
-                _inherited.add(copy)
+                with _forking:
+                    copy = os.dup(fd)
+                    _inherited.add(copy)
                 try:
                     start_new_thread(self._sleep, (copy, claim, bell))
                 except BaseException:
-                    _inherited.discard(copy)
-                    os.close(copy)
+                    door.close_kept(copy)
                     raise
                 self._bells[claim] = bell
         if not bell.acquire(timeout=max(0.0, timeout)):
@@ -446,17 +455,31 @@ class _Sleepers:
         finally:
             with self._lock:
                 self._bells.pop(claim, None)
-            _inherited.discard(fd)
-            os.close(fd)
+            door.close_kept(fd)
             bell.release()
 
 
 _sleepers = _Sleepers()
 
 
+_forked_with: list[bool] = []
+"""Whether who forks got hold of `_forking`."""
+
+
+def _before_fork() -> None:
+    _forked_with.append(_forking.acquire(timeout=_FORK_PATIENCE))
+
+
+def _after_fork_in_parent() -> None:
+    if _forked_with.pop():
+        _forking.release()
+
+
 def _after_fork_in_child() -> None:
     """Close what would keep the parent's claims alive; forget the parent's threads."""
-    global _sleepers
+    global _forking, _sleepers
+    _forking = RLock()
+    _forked_with.clear()
     _sleepers = _Sleepers()
     for fd in _inherited:
         try:
@@ -468,7 +491,11 @@ def _after_fork_in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
+    )
 
 door = Door()
 """The door that everything uses unless a test puts another in its place."""

@@ -80,77 +80,103 @@ LOOK = Outcome()
 class Flight:
     """One attempt under way in this process."""
 
-    __slots__ = ("bells", "landed", "outcome", "over")
+    __slots__ = ("_allocate_lock", "bells", "outcome", "over")
 
-    def __init__(self, landed: LockType) -> None:
-        self.landed = landed
-        self.landed.acquire()
+    def __init__(self, allocate_lock: Callable[[], LockType]) -> None:
+        self._allocate_lock = allocate_lock
         self.outcome: Outcome | None = None
         self.bells: list[Callable[[], None]] = []
         self.over = False
 
     def wait(self, timeout: float | None) -> bool:
         """Sleep until the leader is done; `False` if `timeout` seconds passed first."""
-        if not self.landed.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+        bell = self._allocate_lock()
+        bell.acquire()
+        ring = bell.release
+        self.when_over(ring)
+        try:
+            rung = bell.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
+        finally:
+            self.forget_bell(ring)
+        return rung or self.over
+
+    def when_over(self, ring: Callable[[], None]) -> None:
+        """Have `ring` called, in whatever thread, once the flight has ended; or at once."""
+        self.bells.append(ring)
+        if self.over and self.forget_bell(ring):
+            ring()
+
+    def forget_bell(self, ring: Callable[[], None]) -> bool:
+        """Take a bell back, for who will not wait any longer; `False` if it rings already."""
+        try:
+            self.bells.remove(ring)
+        except ValueError:
             return False
-        self.landed.release()  # wakes the next follower
         return True
+
+    def end(self, outcome: Outcome | None) -> None:
+        """Wake everybody, each by a bell of its own, so that who is interrupted harms no other."""
+        self.outcome = outcome
+        self.over = True
+        while self.bells:
+            try:
+                ring = self.bells.pop()
+            except IndexError:  # taken back meanwhile
+                return
+            ring()
+
+
+class Lead:
+    """The leader's hold on its flight, which lands when this is gone at the latest."""
+
+    __slots__ = ("_entry", "_flights", "flight")
+
+    def __init__(self, flights: Flights, entry: str, flight: Flight) -> None:
+        self.flight = flight
+        self._entry = entry
+        self._flights = flights
+
+    def land(self, outcome: Outcome | None) -> None:
+        """End the flight: everybody on it learns `outcome`; `None` means none came."""
+        if not self.flight.over:
+            self._flights.land(self._entry, self.flight, outcome)
+
+    def __del__(self) -> None:
+        """Land what an interrupt between two lines would have left in the air for ever."""
+        if hasattr(self, "_flights"):  # else its constructor was interrupted
+            self.land(None)
 
 
 class Flights:
-    """All flights of one process, by entry."""
+    """All flights of one process, by entry.
+
+    Nothing here takes a lock: a signal handler or a finalizer may come in between any two lines,
+    in the very thread that would hold it.  Single steps of `dict` and `list` are atomic.
+    """
 
     def __init__(self, door: Door) -> None:
         self._door = door
-        self.forget()
+        self._pid = door.getpid()
+        self._flights: dict[str, Flight] = {}
 
-    def board(self, entry: str) -> tuple[Flight, bool]:
-        """Return the flight for an entry, and whether the caller is to lead it."""
-        if self._pid != self._door.getpid():
-            self.forget()
-        with self._lock:
-            flight = self._flights.get(entry)
-            if flight is not None:
-                return flight, False
-            flight = self._flights[entry] = Flight(self._door.allocate_lock())
-            return flight, True
+    def board(self, entry: str) -> tuple[Flight, Lead | None]:
+        """Return the flight for an entry, and if the caller is to lead it, its hold on that."""
+        if self._pid != self._door.getpid():  # the leaders stayed in the parent
+            self._pid = self._door.getpid()
+            self._flights = {}
+        lead = Lead(self, entry, Flight(self._door.allocate_lock))
+        flight = self._flights.setdefault(entry, lead.flight)
+        return flight, lead if flight is lead.flight else None
 
     def land(self, entry: str, flight: Flight, outcome: Outcome | None) -> None:
-        """End a flight: everybody on it learns `outcome`; `None` means none came."""
-        flight.outcome = outcome
-        with self._lock:
-            if self._flights.get(entry) is flight:
-                del self._flights[entry]
-            bells, flight.bells = flight.bells, []
-            flight.over = True
-        flight.landed.release()
-        for ring in bells:
-            ring()
+        """End a flight; later callers start another one."""
+        if self._flights.get(entry) is flight:
+            self._flights.pop(entry, None)
+        flight.end(outcome)
 
     def detach(self, entry: str | None = None) -> None:
         """Have later callers start a flight of their own; of every entry, if none is given."""
-        with self._lock:
-            if entry is None:
-                self._flights.clear()
-            else:
-                self._flights.pop(entry, None)
-
-    def when_landed(self, flight: Flight, ring: Callable[[], None]) -> None:
-        """Have `ring` called, in whatever thread, once the flight has ended; or at once."""
-        with self._lock:
-            if not flight.over:
-                flight.bells.append(ring)
-                return
-        ring()
-
-    def forget_bell(self, flight: Flight, ring: Callable[[], None]) -> None:
-        """Take back what was given to `when_landed`, for who will not wait any longer."""
-        with self._lock:
-            if ring in flight.bells:
-                flight.bells.remove(ring)
-
-    def forget(self) -> None:
-        """Start afresh in a forked child, where the leaders did not come along."""
-        self._pid = self._door.getpid()
-        self._lock = self._door.allocate_lock()
-        self._flights: dict[str, Flight] = {}
+        if entry is None:
+            self._flights.clear()
+        else:
+            self._flights.pop(entry, None)

@@ -78,32 +78,31 @@ class Hold:
                     door.unlink(self._name)
                 door.unlock(fd)
         finally:
-            door.close_claim(fd)
+            door.close_kept(fd)
 
     def _lock(self, *, exclusive: bool) -> bool:
         """Lock the file of this name, made if need be; `False` if somebody else has it."""
         door = self._door
         while True:
             try:
-                fd = door.open(self._name, ADD, self._mode)
+                fd = door.open_kept(self._name, ADD, self._mode)
             except OSError as error:
                 if error.errno not in _NOT_WRITABLE:
                     raise
                 logger().warning("nothing can be held in a folder that is read-only: %s", error)
                 return True
-            door.keep_from_children(fd)
             try:
                 locked = door.lock_exclusive(fd) if exclusive else door.lock_shared(fd)
                 if locked and leads_to(door, self._name, door.fstat(fd)):
                     self._fd = fd
                     return True
             except OSError as error:
-                door.close_claim(fd)
+                door.close_kept(fd)
                 if error.errno not in NO_LOCKS:
                     raise
                 logger().info("there are no locks here, so nothing can be held: %s", error)
                 return True
-            door.close_claim(fd)
+            door.close_kept(fd)
             if not locked:
                 return False
 

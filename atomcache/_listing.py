@@ -311,7 +311,7 @@ def _remove_orphan(door: Door, path: str, layout: Layout) -> bool:
         try:
             record = read_record(door, fd)
         finally:
-            door.close_claim(fd)
+            door.close_kept(fd)
         if record is None or token.startswith(record.token):
             return False
     if is_held(layout, os.path.join(folder, claim[: -len(CLAIM)])):
@@ -328,7 +328,7 @@ def _look_at_claim(door: Door, path: str) -> tuple[os.stat_result | None, bool]:
     try:
         return door.fstat(fd), read_record(door, fd) is not None
     finally:
-        door.close_claim(fd)
+        door.close_kept(fd)
 
 
 def _paths(

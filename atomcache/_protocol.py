@@ -22,8 +22,8 @@ from __future__ import annotations
 
 import errno
 
-from ._build import Build, running
-from ._circles import Circles
+from ._build import Build, enter, running
+from ._circles import Circles, unclaimed
 from ._claim import (
     LEASE,
     NEWBORN_GRACE,
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
     from ._claim import Claim
     from ._door import Door
-    from ._flight import Flight
+    from ._flight import Flight, Lead
     from ._layout import Layout
     from ._path import PathEntry
     from ._publish import Identity
@@ -128,9 +128,9 @@ class Protocol:
     def _get(self, entry: Entry, started: float) -> Any:
         patience = Patience(self.door, entry, self.on_wait)
         while True:
-            flight, leading = self.flights.board(entry.path)
-            if leading:
-                outcome = self.lead(entry, flight, started, patience)
+            flight, lead = self.flights.board(entry.path)
+            if lead is not None:
+                outcome = self.lead(entry, lead, started, patience)
             else:
                 outcome = self._follow(entry, flight, started, patience)
             if outcome is not None:
@@ -160,17 +160,16 @@ class Protocol:
 
     # -- elect -----------------------------------------------------------------------
 
-    def lead(
-        self, entry: Entry, flight: Flight, started: float, patience: Patience
-    ) -> Outcome | None:
+    def lead(self, entry: Entry, lead: Lead, started: float, patience: Patience) -> Outcome | None:
         """Get the entry for all of this process who want it; they learn the outcome."""
         outcome = None
         try:
             outcome = self._attempt(entry, started, patience)
         finally:
-            patience.end()
-            shared = None if outcome is None or outcome.alone else outcome
-            self.flights.land(entry.path, flight, shared)
+            try:
+                patience.end()
+            finally:
+                lead.land(None if outcome is None or outcome.alone else outcome)
         if outcome is not None and outcome.new:
             self.published(entry)  # last, because nobody waits for it
         return outcome
@@ -256,7 +255,7 @@ class Protocol:
             claim.scratch_made = True
             began = self.door.monotonic()
             build = Build(self.door, claim.path, claim)
-            outer = running.set((*running.get(), build))
+            outer = None
 
             def run() -> Any:
                 if not entry.only_look:
@@ -264,6 +263,7 @@ class Protocol:
                 return entry.build(claim.scratch)
 
             try:
+                outer = enter(build)
                 if self.remote is None:
                     made = run()
                 else:
@@ -282,15 +282,18 @@ class Protocol:
                 return self._fail(entry, claim, error, self.door.monotonic() - began)
             finally:
                 build.over = True
-                running.reset(outer)
+                if outer is not None:
+                    running.reset(outer)
             took = self.door.monotonic() - began if build.took is None else build.took
             build.ended = build.ended or self.door.time()
             if not claim.is_mine():
                 return Outcome(made, stored=False)  # a child forked by the factory
             return self._publish(entry, claim, build, made, took, seen, started)
         finally:
-            if build is not None and build.behind is not None:
-                build.behind(False)
+            if build is not None:
+                build.over = True  # also where the line above was interrupted
+                if build.behind is not None:
+                    build.behind(False)
             try:
                 claim.release()
             except OSError as error:
@@ -367,16 +370,18 @@ class Protocol:
             return Outcome(error=storage_error(entry.what(), entry.path, error))
         logger().warning("%s is built without storing it: %s", entry.what(), error)
         build = Build(self.door, claim_path(entry.path), None)
-        outer = running.set((*running.get(), build))
-        self.circles.unclaimed[build.path] = build
+        outer = None
         try:
+            outer = enter(build)
+            unclaimed[build.path] = build
             return Outcome(entry.build_apart(), stored=False)
         except Exception as failure:
             return Outcome(error=failure)
         finally:
             build.over = True
-            self.circles.unclaimed.pop(build.path, None)
-            running.reset(outer)
+            unclaimed.pop(build.path, None)
+            if outer is not None:
+                running.reset(outer)
 
     # -- wait, reap ------------------------------------------------------------------
 
@@ -407,7 +412,7 @@ class Protocol:
                     failure = read_failure(door, fd, found, record)
                     return None if failure is None else Outcome(error=failure)
         finally:
-            door.close_claim(fd)
+            door.close_kept(fd)
         self._reap(entry, path, found, record, dead, patience)
         return self._look(entry, started)
 

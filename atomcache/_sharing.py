@@ -58,8 +58,7 @@ class Lock:
     def __init__(self, path: str) -> None:
         self._path = path
         self._owner = os.getpid()
-        self._fd = door.open(path, NOTE, 0o600)
-        door.keep_from_children(self._fd)
+        self._fd = door.open_kept(path, NOTE)
         pauses = _Pauses()
         while not door.lock_exclusive(self._fd):  # somebody is looking whether it is taken
             pauses.sleep()
@@ -73,7 +72,7 @@ class Lock:
         if self._owner == os.getpid():
             self._owner = 0
             door.unlock(self._fd)
-            door.close_claim(self._fd)
+            door.close_kept(self._fd)
 
 
 def is_taken(path: str) -> bool:

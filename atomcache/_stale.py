@@ -104,8 +104,8 @@ class Stale:
         now = self._door.monotonic()
         if self._resting.get(entry.path, now) > now:
             return
-        flight, leading = protocol.flights.board(entry.path)
-        if not leading:
+        _, lead = protocol.flights.board(entry.path)
+        if lead is None:
             return
         from copy import copy
 
@@ -116,7 +116,7 @@ class Stale:
             error: Exception | None = None
             try:
                 patience = Patience(self._door, behind)
-                outcome = protocol.lead(behind, flight, self._door.time(), patience)
+                outcome = protocol.lead(behind, lead, self._door.time(), patience)
                 error = None if outcome is None else outcome.error
             except BuildTimeout:  # another process is at it
                 self._rest(entry.path, _REBUILD_PAUSE)
@@ -133,10 +133,10 @@ class Stale:
         try:
             start_thread(build)
         except RuntimeError as error:  # no more threads to be had, or the interpreter ends
-            protocol.flights.land(entry.path, flight, None)
+            lead.land(None)
             logger().warning("%s is not built anew yet: %s", entry.what(), error)
         except BaseException:
-            protocol.flights.land(entry.path, flight, None)
+            lead.land(None)
             raise
 
     def _note_failure(self, entry: Entry, error: Exception) -> None:

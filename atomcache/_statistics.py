@@ -177,14 +177,13 @@ class Statistics:
 
     def _lock(self, tries: int = 1) -> int | None:
         """Take the lock of those who add up, if it is to be had."""
-        fd = self._open(os.path.join(self._folder, _LOCK), ADD)
-        self._door.keep_from_children(fd)
+        fd = self._open(os.path.join(self._folder, _LOCK), ADD, self._door.open_kept)
         for _ in range(tries):
             if self._door.lock_exclusive(fd):
                 return fd
             if tries > 1:
                 self._door.sleep(0.01)
-        self._door.close_claim(fd)
+        self._door.close_kept(fd)
         return None
 
     def _unlock(self, fd: int | None) -> None:
@@ -192,7 +191,7 @@ class Statistics:
             try:
                 self._door.unlock(fd)
             finally:
-                self._door.close_claim(fd)
+                self._door.close_kept(fd)
 
     def write_sometimes(self) -> None:
         """Write the counts down if that was not done in the last ten seconds."""
@@ -332,15 +331,16 @@ class Statistics:
             self._door.remove_tree(path)
             self._door.replace(scratch, path)
 
-    def _open(self, path: str, flags: int) -> int:
+    def _open(self, path: str, flags: int, opening: Callable[..., int] | None = None) -> int:
+        opening = opening or self._door.open
         try:
-            return self._door.open(path, flags, self._layout.file_mode)
+            return opening(path, flags, self._layout.file_mode)
         except FileNotFoundError:  # a cache that was deleted is not made again for this
             try:
                 self._door.mkdir(self._folder, self._layout.folder_mode)
             except FileExistsError:
                 pass  # somebody else made it
-            return self._door.open(path, flags, self._layout.file_mode)
+            return opening(path, flags, self._layout.file_mode)
 
 
 def _number(name: str, told: str) -> Any:

@@ -183,12 +183,12 @@ async def get(protocol: Protocol, entry: Entry, errand: Errand, started: float) 
 async def _get(protocol: Protocol, entry: Entry, errand: Errand, started: float) -> Any:
     patience = Patience(protocol.door, entry, protocol.on_wait)
     while True:
-        flight, leading = protocol.flights.board(entry.path)
-        if leading:
+        flight, lead = protocol.flights.board(entry.path)
+        if lead is not None:
             try:
-                answer = _in_thread(protocol.lead, entry, flight, started, patience)
+                answer = _in_thread(protocol.lead, entry, lead, started, patience)
             except BaseException:
-                protocol.flights.land(entry.path, flight, None)
+                lead.land(None)
                 raise
             try:
                 outcome = await _answer(answer, errand)
@@ -227,7 +227,7 @@ async def _follow(
         with protocol.circles.waiting(path, stops_loop=False) as waiting:
             protocol.circles.check(entry, waiting)
             patience.begin()
-            if not await _landed(protocol, flight, patience.left()):
+            if not await _landed(flight, patience.left()):
                 raise patience.ended(living_record(protocol.door, path))
     finally:
         patience.end()
@@ -245,7 +245,7 @@ async def _follow(
     return None if value is MISS else Outcome(value)
 
 
-async def _landed(protocol: Protocol, flight: Flight, timeout: float | None) -> bool:
+async def _landed(flight: Flight, timeout: float | None) -> bool:
     """Wait for the end of a flight; `False` if `timeout` seconds passed first."""
     loop = asyncio.get_running_loop()
     landed: asyncio.Future[None] = loop.create_future()
@@ -253,14 +253,14 @@ async def _landed(protocol: Protocol, flight: Flight, timeout: float | None) -> 
     def ring() -> None:
         _tell(loop, landed, None, None)
 
-    protocol.flights.when_landed(flight, ring)
+    flight.when_over(ring)
     try:
         async with asyncio.timeout(None if timeout is None else max(0.0, timeout)):
             await landed
     except TimeoutError:
         return False
     finally:
-        protocol.flights.forget_bell(flight, ring)
+        flight.forget_bell(ring)
     return True
 
 

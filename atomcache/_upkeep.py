@@ -287,7 +287,7 @@ class Upkeep:
                 if wait and record is not None and door.can_wait:
                     door.wait_shared(fd, None)
             finally:
-                door.close_claim(fd)
+                door.close_kept(fd)
             if appearance(found) != seen:
                 seen, since = appearance(found), door.monotonic()
             silent_for = door.monotonic() - since if wait else self._silent_for(found)

@@ -176,7 +176,7 @@ def _claim(protocol: Protocol, path: str) -> Claim | None:
         try:
             found = door.fstat(fd)
         finally:
-            door.close_claim(fd)
+            door.close_kept(fd)
         if not reap(door, claim_path(path), found, silent=False):
             return None
     return take(door, protocol.layout, path, protocol.lease)

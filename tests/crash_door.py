@@ -94,7 +94,7 @@ _COMPOUNDS = [
     "lock_shared",
     "wait_shared",
     "unlock",
-    "close_claim",
+    "close_kept",
     "boot_id",
 ]
 _INSIDE = [

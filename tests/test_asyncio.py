@@ -100,7 +100,7 @@ def claim_of(cache, key="key", kind=b"v"):
 
 
 def followers(cache, key="key", kind=b"v"):
-    """Return how many tasks wait for a build of this process."""
+    """Return how many tasks and threads wait for a build of this process."""
     flight = cache._protocol.flights._flights.get(entry_of(cache, key, kind))
     return 0 if flight is None else len(flight.bells)
 
@@ -276,8 +276,8 @@ def test_tasks_of_several_loops_and_threads_share_one_build(cache, kind, leader)
         return step()
 
     def end():
-        expected = 15 + (4 if leader == "task" else 0)
-        until(lambda: followers(cache) == expected, "all tasks follow")
+        expected = 15 + 3 + (4 if leader == "task" else 0)
+        until(lambda: followers(cache) == expected, "all tasks and threads follow")
         kind.may_end.set()
         return []
 

@@ -89,7 +89,7 @@ class Meddler(Door):
         "lseek",
         "lock_exclusive",
         "unlock",
-        "close_claim",
+        "close_kept",
         "remove_tree",
         "start_heartbeat",
         "stop_heartbeat",

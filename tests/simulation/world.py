@@ -565,7 +565,7 @@ class SimDoor:
             raise Dead
         self.world.close(self.owner, fd)
 
-    close_claim = close
+    close_kept = close
 
     def read(self, fd, size):
         me = self.step("read", self.owner.files[fd].path)
@@ -687,8 +687,8 @@ class SimDoor:
         self.step("unlock", self.owner.files[fd].path)
         self.world._unlock(self.owner.files[fd])
 
-    def keep_from_children(self, fd):
-        pass
+    def open_kept(self, path, flags, mode=0o600):
+        return self.open(path, flags, mode)
 
     # -- clocks and life -------------------------------------------------------------
 

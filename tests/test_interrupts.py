@@ -1,0 +1,320 @@
+"""An interrupt may come between any two lines, and harms nobody but its own caller."""
+
+import linecache
+import os
+import sys
+import threading
+import time
+from functools import partial
+
+import pytest
+
+import atomcache
+from atomcache import Cache, CircularBuildError
+from atomcache._build import running
+from atomcache._door import Door
+from atomcache._flight import Flight
+from atomcache._patience import Patience
+
+from .crew import PATIENCE, leftovers, until
+
+LIBRARY = os.path.dirname(atomcache.__file__)
+
+
+class Interrupt(BaseException):
+    """Comes out of nowhere, as `KeyboardInterrupt` does."""
+
+
+def in_time(step):
+    """Do something in a thread, and return what it returns, within bounds."""
+    results = []
+    thread = threading.Thread(target=lambda: results.append(step()), daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    assert not thread.is_alive(), "a caller hangs"
+    return results[0]
+
+
+class Tracer:
+    """Raises `Interrupt` at the n-th line of the library that this thread comes to."""
+
+    def __init__(self, number):
+        self.left = number
+        self.where = None
+
+    def __call__(self, frame, event, _):
+        if not frame.f_code.co_filename.startswith(LIBRARY):
+            return None
+        if event == "line" and self.where is None and self.is_possible(frame):
+            self.left -= 1
+            if self.left < 0:
+                self.where = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
+                raise Interrupt(self.where)
+        return self
+
+    def is_possible(self, frame):
+        """Tell whether an interrupt would come up here.
+
+        Python looks for one when a call has returned, and so not between the last line within a
+        ``with`` and the release of its lock.  In a finalizer it swallows what is raised.
+        """
+        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+        if line.strip().startswith("with "):
+            return False
+        while frame is not None:
+            if frame.f_code.co_name == "__del__":
+                return False
+            frame = frame.f_back
+        return True
+
+
+def interrupted_at(number, step):
+    """Do something, interrupted at the n-th line; return where that was, if it was anywhere."""
+    tracer = Tracer(number)
+    before = sys.gettrace()
+    sys.settrace(tracer)
+    try:
+        step()
+    except Interrupt:
+        pass
+    finally:
+        sys.settrace(before)
+    return tracer.where
+
+
+def ask_value(cache, key):
+    return cache.get_or_create(key, lambda: "made")
+
+
+def ask_path(cache, key):
+    return cache.get_or_create_path(key, lambda target: target.write_text("made"), name="n")
+
+
+@pytest.mark.parametrize("ask", [ask_value, ask_path])
+def test_an_interrupt_at_any_line_of_a_miss_leaves_the_key_to_others(tmp_path, ask):
+    cache = Cache(tmp_path / "cache", durable=False)
+    ask(cache, "warm up")
+    number = 0
+    while where := interrupted_at(number, partial(ask, cache, number)):
+        assert cache._protocol.flights._flights == {}, where
+        assert [build for build in running.get() if not build.over] == [], where
+        assert in_time(partial(ask, cache, number)) is not None, where
+        ask(cache, number)  # in this context, whose builds must not seem to go on
+        number += 1
+    assert number > 100  # it was interrupted at many places, until there were no more
+    cache.reap()
+    assert leftovers(cache.directory) == []
+
+
+def test_an_interrupt_at_any_line_of_a_wait_leaves_those_alone_who_wait_too(tmp_path):
+    class Telling(Door):
+        asleep = threading.Event()
+
+        def wait_shared(self, fd, timeout):
+            self.asleep.set()
+            return super().wait_shared(fd, timeout)
+
+    door = Telling()
+    cache = Cache(tmp_path / "cache", durable=False)
+    number = 0
+    where = ""
+    while where is not None:
+        cache._open(door)
+        owner = Cache(tmp_path / "cache", durable=False)
+        begun, go_on = threading.Event(), threading.Event()
+
+        def hold(*_, begun=begun, go_on=go_on):
+            begun.set()
+            assert go_on.wait(PATIENCE)
+            return "held"
+
+        key = ("waited for", number)
+        building = threading.Thread(target=owner.get_or_create, args=(key, hold), daemon=True)
+        building.start()
+        assert begun.wait(PATIENCE)
+        door.asleep.clear()
+        wake = threading.Thread(
+            target=lambda go_on=go_on: (door.asleep.wait(PATIENCE), go_on.set())
+        )
+        wake.start()
+        where = interrupted_at(number, partial(cache.get_or_create, key, hold))
+        door.asleep.set()
+        wake.join(PATIENCE)
+        building.join(PATIENCE)
+        assert cache._protocol.flights._flights == {}, where
+        assert in_time(partial(cache.get_or_create, key, hold)) == "held", where
+        number += 7  # each costs some milliseconds
+    assert number > 50
+    assert leftovers(cache.directory) == []
+
+
+def test_a_finalizer_or_signal_handler_may_ask_in_the_middle_of_asking(tmp_path, monkeypatch):
+    cache = Cache(tmp_path / "cache")
+    made = Flight.__init__
+    nested = []
+
+    def make(self, *args):
+        made(self, *args)
+        if not nested:
+            nested.append(True)
+            cache.remove("another")
+            nested.append(cache.get_or_create("third", lambda: "made"))
+
+    monkeypatch.setattr(Flight, "__init__", make)
+    assert in_time(lambda: cache.get_or_create("key", lambda: "made")) == "made"
+    assert nested == [True, "made"]
+
+
+class Alarmed:
+    """A lock whose holder is interrupted as it wakes."""
+
+    def __init__(self, lock):
+        self.lock = lock
+        self.taken = 0
+
+    def acquire(self, *args, **kwargs):
+        taken = self.lock.acquire(*args, **kwargs)
+        self.taken += 1
+        if self.taken == 2:  # the first time is its own making
+            raise Interrupt
+        return taken
+
+    def __getattr__(self, name):
+        return getattr(self.lock, name)
+
+
+def test_a_follower_interrupted_as_it_wakes_strands_no_other(tmp_path):
+    cache = Cache(tmp_path / "cache")
+    begun, go_on = threading.Event(), threading.Event()
+
+    def hold():
+        begun.set()
+        assert go_on.wait(PATIENCE)
+        return "held"
+
+    leader = threading.Thread(target=cache.get_or_create, args=("key", hold), daemon=True)
+    leader.start()
+    assert begun.wait(PATIENCE)
+    [flight] = cache._protocol.flights._flights.values()
+    allocate = flight._allocate_lock
+    answers = []
+
+    def follow():
+        try:
+            answers.append(cache.get_or_create("key", hold))
+        except Interrupt:
+            answers.append("interrupted")
+
+    followers = [threading.Thread(target=follow, daemon=True) for _ in range(4)]
+    for number, follower in enumerate(followers):
+        flight._allocate_lock = (lambda: Alarmed(allocate())) if number == 0 else allocate
+        follower.start()
+        until(lambda number=number: len(flight.bells) == number + 1, "it follows")
+    go_on.set()
+    for follower in followers:
+        follower.join(PATIENCE)
+        assert not follower.is_alive()
+    assert sorted(answers) == ["held", "held", "held", "interrupted"]
+
+
+def test_an_interrupt_as_a_wait_ends_leaves_no_flight_behind(tmp_path, monkeypatch):
+    cache = Cache(tmp_path / "cache")
+    end = Patience.end
+    ends = []
+
+    def interrupt(self):
+        ends.append(end(self))
+        if len(ends) == 1:
+            raise Interrupt
+
+    monkeypatch.setattr(Patience, "end", interrupt)
+    with pytest.raises(Interrupt):
+        cache.get_or_create("key", lambda: "made")
+    assert in_time(lambda: cache.get_or_create("key", lambda: "made")) == "made"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_child_forked_as_a_claim_is_opened_does_not_keep_it_alive(tmp_path):
+    """Whether another thread's fork comes before, within or after the opening."""
+
+    class Forking(Door):
+        def open(self, path, flags, mode=0o777):
+            fd = os.open(path, flags, mode)
+            if path.endswith(".temp") and not children:
+                fork.set()  # the other thread forks now, or as soon as it may
+                until(lambda: forking or children, "it forks")
+            return fd
+
+    children, forking, fork = [], [], threading.Event()
+    read, write = os.pipe()
+
+    def other_thread():
+        assert fork.wait(PATIENCE)
+        forking.append(True)
+        pid = os.fork()
+        if pid == 0:
+            os.close(write)
+            os.read(read, 1)  # lives until the test ends
+            os._exit(0)
+        children.append(pid)
+
+    thread = threading.Thread(target=other_thread)
+    thread.start()
+    cache = Cache(tmp_path / "cache")
+    cache._open(Forking())
+    cache._protocol.layout.make_room(cache._protocol.layout.entry(b"\0" * 20))
+
+    def build():
+        until(lambda: children, "the child is there")
+        [claim] = map(str, (tmp_path / "cache").rglob("*.temp"))
+        held = [os.readlink(f"/proc/{children[0]}/fd/{fd}") for fd in _descriptors(children[0])]
+        assert claim not in held
+        return "built"
+
+    try:
+        assert cache.get_or_create("key", build) == "built"
+    finally:
+        os.close(read)
+        os.close(write)
+        thread.join(PATIENCE)
+        for pid in children:
+            os.waitpid(pid, 0)
+
+
+def _descriptors(pid):
+    return [fd for fd in os.listdir(f"/proc/{pid}/fd") if os.path.lexists(f"/proc/{pid}/fd/{fd}")]
+
+
+def test_a_circle_through_a_cache_that_cant_be_written_is_found(tmp_path):
+    (tmp_path / "a file").write_text("in the way")
+    apart = Cache(tmp_path / "a file" / "cache", on_store_error="bypass")
+    cache = Cache(tmp_path / "cache")
+    both = threading.Barrier(2, timeout=PATIENCE)
+    answers = []
+
+    def one():
+        both.wait()
+        return cache.get_or_create("two", lambda: "two by itself")
+
+    def two():
+        both.wait()
+        return apart.get_or_create("one", lambda: "one by itself")
+
+    def ask(of, key, factory):
+        try:
+            answers.append(of.get_or_create(key, factory))
+        except CircularBuildError:
+            answers.append("a circle")
+
+    threads = [
+        threading.Thread(target=ask, args=(apart, "one", one), daemon=True),
+        threading.Thread(target=ask, args=(cache, "two", two), daemon=True),
+    ]
+    began = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive(), "both wait for each other"
+    assert time.monotonic() - began < PATIENCE
+    assert "a circle" in answers
