@@ -15,10 +15,11 @@ import os
 from ._errors import AtomcacheError, OptionError, storage_error
 from ._flight import Absent
 from ._freshness import FIRST, USUAL, Want, note_use
-from ._keys import REMEMBERED, describe, digest
+from ._keys import describe, digest
 from ._log import logger
 from ._options import Options
 from ._publish import LARGE, MISS
+from ._recall import exact, small
 from ._value import ValueEntry, read, read_remembered
 
 TYPE_CHECKING = False
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 _MOST_PLACES = 10_000
-"""Keys whose digest is remembered: some 3 MB, for a tenth of a hit's time."""
+"""Keys whose digest is remembered: some 4 MB, at most 10, for a tenth of a hit's time."""
 
 VALUE = b"v"
 PATH = b"p"
@@ -276,24 +277,24 @@ class Asking:
         return read_remembered(self._memory, self._door, path, name, chosen, want)
 
     def place(self, key: object) -> tuple[bytes, str]:
-        """Return digest and path of a key's value, remembered for keys of some types."""
-        if type(key) not in REMEMBERED:
-            name = digest(VALUE, key)
-            return name, self._layout.entry(name)
-        place = self._places.get(key)
+        """Return digest and path of a key's value, remembered for keys that are small."""
+        known = exact(key)
+        place = self._places.get(known)
         if place is None:
             name = digest(VALUE, key)
             place = name, self._layout.entry(name)
-            if len(self._places) >= _MOST_PLACES:
-                self._places.clear()
-            self._places[key] = place
+            if known is not None and small(key):
+                if len(self._places) >= _MOST_PLACES:
+                    self._places.clear()
+                self._places[known] = place
         return place
 
     def _path_place(self, key: object, name: str) -> tuple[str, bytes, str, str, Path]:
         """Return name, digest, target, meta and result of a path, remembered as `place` does."""
-        known = self._path_places.get(key) if type(key) in REMEMBERED else None
-        if known is not None and type(name) is str and known[0] == name:
-            return known
+        known = exact(key)
+        place = self._path_places.get(known)
+        if place is not None and type(name) is str and place[0] == name:
+            return place
         from pathlib import Path
 
         from ._layout import META
@@ -303,10 +304,10 @@ class Asking:
         folder = self._layout.entry(digested)
         target = os.path.join(folder, check_name(name))
         place = name, digested, target, os.path.join(folder, META), Path(target)
-        if type(key) in REMEMBERED:
+        if known is not None and small(key):
             if len(self._path_places) >= _MOST_PLACES:
                 self._path_places.clear()
-            self._path_places[key] = place
+            self._path_places[known] = place
         return place
 
     def note_use(self, path: str, file: str, *, hit: bool = True) -> None:

@@ -13,10 +13,12 @@ arguments that it does not take.
 from __future__ import annotations
 
 import inspect
+from sys import getsizeof
 from typing import TYPE_CHECKING, Any
 
 from ._errors import KeyTypeError, OptionError
-from ._keys import REMEMBERED, NotPlain, describe, name_of, written
+from ._keys import NotPlain, describe, name_of, shortened, written
+from ._recall import BY_THEMSELVES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 class CallKey:
     """The key of one call; equal calls have equal keys, in every process.
+
+    It holds on to none of the arguments, only to what is written of them, or its hash.
 
     Attributes
     ----------
@@ -51,6 +55,11 @@ class CallKey:
     def __hash__(self) -> int:
         return self._hash
 
+    def __sizeof__(self) -> int:
+        parts = self._content[-1]
+        encoded = parts if isinstance(parts, bytes) else b"".join(part for _, part in parts)
+        return object.__sizeof__(self) + len(encoded) + getsizeof(self._call)
+
     def __reduce__(self) -> Any:
         return CallKey, (self.function, self._content, self._call)
 
@@ -58,7 +67,7 @@ class CallKey:
         return self._call
 
 
-REMEMBERED.add(CallKey)
+BY_THEMSELVES.add(CallKey)
 CallKey.__module__ = "atomcache"  # part of the key: the class may move, its entries stay
 
 
@@ -140,7 +149,7 @@ class Calls:
         else:
             found = self.find_key(*args, **kwargs)
             try:
-                content = ("key", self.version(), written(found))
+                content = ("key", self.version(), shortened(written(found)))
             except NotPlain as why:
                 raise KeyTypeError(
                     f"what key= returned for {self._show(bound)} {why}. It must return plain "
@@ -170,9 +179,10 @@ class Calls:
         for name, value in sorted(self._counted(arguments).items()):
             try:
                 if name == self.first and isinstance(value, type):
-                    parts.append((name, written(("class", name_of(value)))))
+                    found = written(("class", name_of(value)))
                 else:
-                    parts.append((name, written(value)))
+                    found = written(value)
+                parts.append((name, shortened(found)))
             except NotPlain as why:
                 raise KeyTypeError(
                     f"the argument {name!r} of {self.name} {why}. Say what identifies it with "

@@ -40,11 +40,21 @@ _PERSON = b"atomcache key v1"  # exactly blake2b's 16 bytes of personalisation
 _TAG = 27
 """CBOR's registered tag for 'a serialised object with type name and arguments'."""
 
-REMEMBERED: set[type] = {str}
-"""Types of keys whose digest a cache remembers: quick to compare, and never changed."""
+_LONG = 100
+"""Bytes of a part of a key from which on its hash is kept instead."""
 
 _MAX_DEPTH = 200
 """Deeper keys are refused: a key that contains itself must not exhaust the stack."""
+
+
+def shortened(written: bytes) -> bytes:
+    """Return what was written of a part of a key, or if that is long its hash.
+
+    A hash is told from what is written by its first byte, with which no CBOR begins.
+    """
+    if len(written) <= _LONG:
+        return written
+    return b"\xff" + blake2b(written, digest_size=DIGEST_SIZE, person=_PERSON).digest()
 
 
 def digest(kind: bytes, key: object) -> bytes:

@@ -6,8 +6,8 @@ signature and docstring, is pickled by its name as functions are, and binds to o
 methods do.  What it adds are the questions that a cache answers: ``key``, ``cached``,
 ``peek``, ``refresh``, ``forget`` and ``forget_all``.
 
-A call whose arguments are all plain scalars finds its key in a table of recent calls; the
-others are bound and written down (see `_call_key`).
+A call whose arguments are all plain scalars, or small tuples of those, finds its key in a table of
+recent calls; the others are bound and written down (see `_call_key`).
 
 Who calls it: `Cache`.  What may go wrong: `OptionError` when a function is decorated that
 can't be, `KeyTypeError` when a call can't have a key.
@@ -26,6 +26,7 @@ from ._errors import OptionError
 from ._keys import describe
 from ._path import check_name
 from ._publish import MISS
+from ._recall import shape, small
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -41,10 +42,6 @@ P = ParamSpec("P")
 Q = ParamSpec("Q")
 R = TypeVar("R")
 S = TypeVar("S")
-
-_SCALARS = frozenset([str, int, bytes, bool, type(None)])
-"""Types whose equal objects of the same type are the same key; of floats, 0.0 and -0.0 are
-equal and differ."""
 
 _MOST_CALLS = 10_000
 """Calls whose key is remembered, per function."""
@@ -221,21 +218,17 @@ class _Decorated(Generic[P, R]):
         return self._kind.cache._forget(self._calls.name)
 
     def _key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallKey:
-        kinds = tuple(map(type, args))
-        call: Any
-        if kwargs:
-            kinds += tuple(map(type, kwargs.values()))
-            call = (args, kinds, *kwargs.items())
-        else:
-            call = (args, kinds)
-        if self._calls.find_key is not None or not _SCALARS.issuperset(kinds):
+        kinds = shape((*args, *kwargs.values()) if kwargs else args)
+        if kinds is None or self._calls.find_key is not None:
             return self._calls.key(args, kwargs)
+        call = (kinds, args, *kwargs.items()) if kwargs else (kinds, args)
         key = self._keys.get(call)
         if key is None:
             key = self._calls.key(args, kwargs)
-            if len(self._keys) >= _MOST_CALLS:
-                self._keys.clear()
-            self._keys[call] = key
+            if small(key) and small(args) and small(tuple(kwargs.values())):
+                if len(self._keys) >= _MOST_CALLS:
+                    self._keys.clear()
+                self._keys[call] = key
         return key
 
     def _options_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Options:

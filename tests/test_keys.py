@@ -9,15 +9,18 @@ import array
 import dataclasses
 import enum
 import functools
+import gc
 import inspect
 import io
 import itertools
 import json
 import os
+import pickle
 import struct
 import subprocess
 import sys
 import threading
+import tracemalloc
 import types
 import uuid
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
@@ -30,7 +33,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from atomcache import Cache, KeyTypeError
+from atomcache import Cache, KeyTypeError, _asking
 from atomcache._call_key import Calls
 from atomcache._keys import digest
 
@@ -380,6 +383,9 @@ def classes():
         "call with more": call(1, 2, 3, 4, unit="km", deep=[True]),
         "call without unit": call(1, ignore=("unit",)),
         "call with key": call(1, 2, find_key=lambda a, b: (a, b)),
+        "call with long text": call("a" * 98),
+        "call with longer text": call("a" * 99),
+        "call with key of long text": call(1, 2, find_key=lambda a, b: "a" * 99),
     }
 
 
@@ -1337,6 +1343,94 @@ def test_an_argument_that_is_not_plain_is_named_with_the_ways_out():
 def test_an_ignored_argument_need_not_be_plain():
     ignored = [call(1, unit=threading.Lock(), ignore=("unit",)) for _ in range(2)]
     assert key_of(ignored[0]) == key_of(ignored[1])
+
+
+def test_keys_of_calls_hold_on_to_no_long_argument():
+    for wrap in (lambda text: text, lambda text: [text], lambda text: {"a": text}):
+        keys = [call(wrap("a" * 100_000 + end)) for end in "aab"]
+        assert keys[0] == keys[1] != keys[2]
+        assert key_of(keys[0]) == key_of(keys[1]) != key_of(keys[2])
+        assert sys.getsizeof(keys[0]) < 1000
+        assert len(pickle.dumps(keys[0])) < 1000
+
+
+def test_a_cache_remembers_small_keys_apart_by_type(tmp_path):
+    cache = Cache(tmp_path / "cache")
+    plain = [1, True, "1", b"1", None, 0, False, "", b""]
+    keys = [wrap(one) for wrap in (lambda one: one, lambda one: (one,)) for one in plain]
+    keys += [(1, (one,)) for one in plain] + [((1,), one) for one in plain] + [(), ((),)]
+    keys += [0.0, -0.0, (0.0,), (-0.0,), (1.0,), ("1", b"1"), (b"1", "1"), ((1, 1),), (1, 1)]
+    for _ in range(2):
+        for key in keys:
+            assert cache.get_or_create(key, lambda key=key: repr(key)) == repr(key)
+            made = cache.get_or_create_path(
+                key, lambda target, key=key: target.write_text(repr(key)), name="a"
+            )
+            assert made.read_text() == repr(key)
+
+
+@pytest.mark.parametrize("key", ["a", 5, None, ("a", 5), ("a", (True, (b"b",)))], ids=repr)
+def test_a_small_plain_key_is_digested_once(tmp_path, monkeypatch, key):
+    cache = Cache(tmp_path / "cache")
+    made = cache.get_or_create(key, lambda: [1])
+    monkeypatch.setattr(_asking, "digest", None)
+    assert cache.get_or_create(key, lambda: [2]) == made
+
+
+def test_remembering_keys_compares_no_text_with_bytes(tmp_path):
+    code = """
+import sys
+from atomcache import Cache
+
+cache = Cache(sys.argv[1])
+
+
+@cache.memoize
+def same(a, b=None):
+    return a
+
+
+for key in ("a", b"a", ("a",), (b"a",), ("a", ("a",)), ("a", (b"a",))):
+    cache.get_or_create(key, lambda: None)
+    same(key), same(b=key, a=1)
+print(len(list(cache.entries())))
+"""
+    assert python("-bb", "-c", code, tmp_path / "cache") == 18
+
+
+@pytest.mark.parametrize("kind", ["text", "tuple", "path", "call", "list", "ignored", "key"])
+def test_what_is_remembered_of_long_keys_takes_little_memory(tmp_path, kind):
+    cache = Cache(tmp_path / "cache")
+    call = cache.memoize(named("call"))
+    ignoring = cache.memoize(ignore=("text",))(named("ignoring"))
+    by_key = cache.memoize(key=lambda number, text: text)(named("by_key"))
+    ask = {
+        "text": lambda number, text: cache.get_or_create(text, lambda: 1),
+        "tuple": lambda number, text: cache.get_or_create((text, number), lambda: 1),
+        "path": lambda number, text: cache.get_or_create_path(text, Path.touch, name="a"),
+        "call": call,
+        "list": lambda number, text: call(number, [text]),
+        "ignored": ignoring,
+        "key": by_key,
+    }[kind]
+    ask(-1, "")  # what is loaded at the first call stays
+    tracemalloc.start()
+    try:
+        for number in range(50):
+            ask(number, f"{number}" * 50_000)
+        gc.collect()
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 1_000_000
+
+
+def named(name):
+    def function(number, text):
+        return 1
+
+    function.__qualname__ = name
+    return function
 
 
 def test_calls_that_are_equal_have_equal_keys_and_others_not():
