@@ -399,12 +399,18 @@ class Cache:
 
     # -- ask, from an event loop -----------------------------------------------------
 
+    @overload
     async def aget_or_create(
-        self,
-        key: object,
-        factory: Callable[[], T | Awaitable[T]],
-        **options: Unpack[CallOptions],
-    ) -> T:
+        self, key: object, factory: Callable[[], Awaitable[T]], **options: Unpack[CallOptions]
+    ) -> T: ...
+    @overload
+    async def aget_or_create(
+        self, key: object, factory: Callable[[], T], **options: Unpack[CallOptions]
+    ) -> T: ...
+
+    async def aget_or_create(
+        self, key: object, factory: Callable[[], Any], **options: Unpack[CallOptions]
+    ) -> Any:
         """Return the value of `key`, as `get_or_create` does, without blocking the loop.
 
         Of all tasks, threads and processes that ask at the same time one runs its factory.  A
@@ -442,12 +448,9 @@ class Cache:
         """
         chosen = self._options if not options else self._changed(options)
         ask = self._asking.avalue
-        value: T
         if chosen.inputs:
-            value = await self._asking.awith_inputs(key, factory, chosen, ask)
-        else:
-            value = await ask(key, factory, chosen)
-        return value
+            return await self._asking.awith_inputs(key, factory, chosen, ask)
+        return await ask(key, factory, chosen)
 
     async def aget_or_create_path(
         self,

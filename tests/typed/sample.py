@@ -107,6 +107,20 @@ async def coroutine_functions() -> None:
     await abare.refresh("1")  # type: ignore[arg-type]
 
 
+async def asked_from_a_loop() -> None:
+    async def fetch() -> str:
+        return "page"
+
+    def read() -> bytes:
+        return b"page"
+
+    page = await cache.aget_or_create("page", fetch)
+    assert_type(page, str)
+    assert_type(await cache.aget_or_create("page", read, max_age=60), bytes)
+    assert_type(await cache.aget_or_create("page", lambda: fetch()), str)
+    await cache.aget_or_create("page", 5)  # type: ignore[call-overload]
+
+
 async def builders() -> None:
     assert_type(page(1, dark=True), Path)
     assert_type(named_page(1), Path)
