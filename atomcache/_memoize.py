@@ -279,12 +279,20 @@ class Memoized(_Decorated[P, R]):
             return kind.cache._asking.with_inputs(key, make, options, kind.ask, **how)
         return kind.ask(key, make, options, **how)
 
+    # Type checkers don't tell static and class methods from others behind a decorator, so the
+    # first parameter has to: a class, an object like the one it is reached through, or neither.
+    @overload
+    def __get__(  # type: ignore[misc]
+        self: Callable[Concatenate[type[S], Q], R], instance: S | None, owner: type[S], /
+    ) -> Memoized[Q, R]: ...
     @overload
     def __get__(self, instance: None, owner: type, /) -> Memoized[P, R]: ...
     @overload
     def __get__(
-        self: Memoized[Concatenate[S, Q], R], instance: S, owner: type | None = None, /
+        self: Callable[Concatenate[S, Q], R], instance: S, owner: type | None = None, /
     ) -> Memoized[Q, R]: ...
+    @overload
+    def __get__(self, instance: object, owner: type | None = None, /) -> Memoized[P, R]: ...
     def __get__(self, instance: Any, owner: Any = None, /) -> Any:
         """Bind to an object, as functions do."""
         return self if instance is None else _Bound(self, instance)
@@ -331,11 +339,23 @@ class AsyncMemoized(_Decorated[P, R]):
         return await kind.aask(key, make, options, **how)
 
     @overload
+    def __get__(  # type: ignore[misc]
+        self: Callable[Concatenate[type[S], Q], Coroutine[Any, Any, R]],
+        instance: S | None,
+        owner: type[S],
+        /,
+    ) -> AsyncMemoized[Q, R]: ...
+    @overload
     def __get__(self, instance: None, owner: type, /) -> AsyncMemoized[P, R]: ...
     @overload
     def __get__(
-        self: AsyncMemoized[Concatenate[S, Q], R], instance: S, owner: type | None = None, /
+        self: Callable[Concatenate[S, Q], Coroutine[Any, Any, R]],
+        instance: S,
+        owner: type | None = None,
+        /,
     ) -> AsyncMemoized[Q, R]: ...
+    @overload
+    def __get__(self, instance: object, owner: type | None = None, /) -> AsyncMemoized[P, R]: ...
     def __get__(self, instance: Any, owner: Any = None, /) -> Any:
         """Bind to an object, as functions do."""
         return self if instance is None else _Bound(self, instance)
