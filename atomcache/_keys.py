@@ -186,8 +186,6 @@ def _plain(value: Any, depth: int) -> object:
     if kind in (set, frozenset):
         return _tagged("set", sorted(map(_dumps, each(value))))
     named = _own(value, kind) or _standard(value, kind) or _structured(value, kind)
-    if named is None and _package(kind) == "pandas":
-        named = _pandas(value, kind)
     if named is None:
         raise NotPlain(
             f"holds a {kind.__module__}.{kind.__qualname__}, which is not plain data: "
@@ -202,6 +200,19 @@ def _pairs(value: Any, depth: int) -> list[object]:
     pairs = [(_dumps(_plain(k, depth + 1)), _plain(v, depth + 1)) for k, v in value.items()]
     pairs.sort(key=lambda pair: (pair[0], _dumps(pair[1])))
     return [list(pair) for pair in pairs]
+
+
+def _structured(value: Any, kind: type) -> tuple[str, list[Any]] | None:
+    """Write down what is no type of Python's own."""
+    from ._key_classes import structured
+
+    package = _package(kind)
+    if package in ("numpy", "pandas"):
+        from ._key_arrays import of_numpy, of_pandas
+
+        of_package = of_numpy if package == "numpy" else of_pandas
+        return structured(value, kind) or of_package(value, kind)
+    return structured(value, kind)
 
 
 def _text(value: str) -> object:
@@ -240,7 +251,7 @@ def _standard(value: Any, kind: type) -> tuple[str, list[Any]] | None:
         return kind.__name__, [value.start, value.stop, value.step]
     if kind is datetime.datetime or kind is datetime.time:
         zone = value.tzinfo
-        known = None if zone is None else _zone(value)
+        known = None if zone is None else zone_of(value)
         return kind.__name__, [value.replace(tzinfo=None, fold=0).isoformat(), value.fold, known]
     if kind is datetime.date:
         return "date", [value.isoformat()]
@@ -270,134 +281,9 @@ def _standard(value: Any, kind: type) -> tuple[str, list[Any]] | None:
     return None
 
 
-def _zone(value: Any) -> str:
+def zone_of(value: Any) -> str:
     """Name the time zone of a moment: by its key where it has one, else by its offset."""
     zone = getattr(value.tzinfo, "key", None) or value.utcoffset()
     if zone is None:
         raise NotPlain(f"holds a time in a zone without a name: {describe(value, 100)}")
     return str(zone)
-
-
-def _structured(value: Any, kind: Any) -> tuple[str, list[Any]] | None:
-    """Write down enums, named tuples, dataclasses, models and numpy's arrays and scalars."""
-    import dataclasses
-    import enum
-
-    if isinstance(value, enum.Enum):
-        number = value.value if isinstance(value, enum.Flag) else None  # a sum has no name
-        return "enum", [name_of(kind), value.name, number]
-    if isinstance(value, tuple) and hasattr(kind, "_fields"):
-        return "namedtuple", [name_of(kind), *value]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = [f.name for f in dataclasses.fields(value)]
-        return "dataclass", [name_of(kind), {field: getattr(value, field) for field in fields}]
-    if hasattr(kind, "__attrs_attrs__"):
-        fields = [f.name for f in kind.__attrs_attrs__]
-        return "attrs", [name_of(kind), {field: getattr(value, field) for field in fields}]
-    if hasattr(kind, "model_fields") and hasattr(kind, "model_dump"):
-        held = {field: v for field, v in vars(value).items() if field in kind.model_fields}
-        extra = getattr(value, "__pydantic_extra__", None)
-        return "pydantic", [name_of(kind), {**held, **(extra or {})}]
-    if _package(kind) == "numpy":
-        return _numpy(value, kind)
-    return None
-
-
-def _numpy(value: Any, kind: type) -> tuple[str, list[Any]] | None:
-    """Write down an array or a scalar by dtype, shape and bytes."""
-    import numpy
-
-    if kind is numpy.busdaycalendar:  # part of pandas' offsets
-        return "busdaycalendar", [value.weekmask, value.holidays]
-    if not isinstance(value, numpy.ndarray | numpy.generic):
-        return None
-    if value.dtype.hasobject or isinstance(value, numpy.ma.MaskedArray):
-        return None
-    # Classes of scalars have other names in other versions of numpy; their dtypes do not.
-    form = kind.__name__ if isinstance(value, numpy.ndarray) else "scalar"
-    form = "ndarray" if kind is numpy.memmap else form
-    items = numpy.asarray(value)
-    return "numpy", [form, _dtype(value.dtype), list(value.shape), _items(items)]
-
-
-def _items(array: Any) -> Any:
-    """Return the content of an array as bytes, without those that may be anything."""
-    import numpy
-
-    if array.dtype.names is not None:  # there may be bytes between the fields
-        return [_items(array[name]) for name in array.dtype.names]
-    if array.dtype.kind == "c":
-        return [_items(array.real), _items(array.imag)]
-    if array.dtype.kind == "f":
-        if array.dtype.itemsize > 8:  # some bytes of a long double are not used
-            return [numpy.format_float_scientific(each) for each in array.flat]
-        if numpy.isnan(array).any():  # which has many forms
-            array = array.copy()
-            array[numpy.isnan(array)] = numpy.nan
-    return array.tobytes()
-
-
-def _dtype(dtype: Any) -> Any:
-    """Write down a type of items, with the fields of a structure and where they stand."""
-    if dtype.subdtype is not None:
-        return [_dtype(dtype.subdtype[0]), list(dtype.subdtype[1])]
-    if dtype.isbuiltin == 2:
-        raise NotPlain(f"holds an array of {dtype}, a type that numpy knows from elsewhere")
-    if dtype.names is None:
-        return dtype.str
-    fields = [[name, _dtype(dtype.fields[name][0]), dtype.fields[name][1]] for name in dtype.names]
-    return [fields, dtype.itemsize]
-
-
-def _pandas(value: Any, kind: Any) -> tuple[str, list[Any]] | None:
-    """Write down what pandas makes, by labels, types and content."""
-    import pandas
-
-    name = kind.__name__
-    content: list[Any] | None = None
-    if isinstance(value, pandas.DataFrame):
-        columns = [_column(value.iloc[:, at]) for at in range(value.shape[1])]
-        content = [value.columns, value.index, columns]
-    elif isinstance(value, pandas.Series):
-        content = [value.name, value.index, _column(value)]
-    elif isinstance(value, pandas.RangeIndex):
-        content = [value.name, value.start, value.stop, value.step]
-    elif isinstance(value, pandas.MultiIndex):
-        levels = [_column(value.get_level_values(at)) for at in range(value.nlevels)]
-        content = [list(value.names), levels]
-    elif isinstance(value, pandas.Index):
-        content = [value.name, _column(value)]
-    elif isinstance(value, pandas.api.extensions.ExtensionArray):
-        content = [_column(pandas.Series(value))]
-    elif value is pandas.NaT or value is pandas.NA:
-        content = []
-    elif isinstance(value, pandas.Timestamp):
-        zone = None if value.tzinfo is None else _zone(value)
-        content = [value.tz_localize(None).isoformat(), value.fold, zone]
-    elif isinstance(value, pandas.Timedelta):
-        content = [value.isoformat()]
-    elif isinstance(value, pandas.offsets.BaseOffset):
-        content = [value.n, value.normalize, value.kwds]
-    elif isinstance(value, pandas.Period):
-        content = [str(value), value.freqstr]
-    elif isinstance(value, pandas.Interval):
-        content = [value.left, value.right, value.closed]
-    return None if content is None else (f"pandas.{name}", content)
-
-
-def _column(values: Any) -> list[Any]:
-    """Return the type and content of a column or an index."""
-    dtype = values.dtype
-    described = str(dtype)
-    if described == "category":
-        codes = values.cat.codes if hasattr(values, "cat") else values.codes
-        categories = values.cat if hasattr(values, "cat") else values
-        return [
-            "category",
-            _column(categories.categories),
-            bool(categories.ordered),
-            [int(code) for code in codes],
-        ]
-    if type(dtype).__module__.startswith("numpy") and not dtype.hasobject:
-        return [described, values.to_numpy()]
-    return [described, list(values)]
