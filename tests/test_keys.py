@@ -28,7 +28,7 @@ from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal, localcontext
 from fractions import Fraction
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -1233,6 +1233,177 @@ def not_plain():
         "groups of pandas": pd.DataFrame({"a": [1]}).groupby("a"),
         "type of pandas": pd.Int64Dtype(),
     }
+
+
+class Grown(Page):
+    """A subclass of a dataclass that is none itself."""
+
+    def __init__(self, extra):
+        super().__init__(1)
+        self.extra = extra
+
+
+class Throne(Chair):
+    __slots__ = ("gold",)
+
+    def __init__(self, gold):
+        super().__init__(4)
+        self.gold = gold
+
+
+class Place(Point):
+    """A named tuple whose objects have a dict."""
+
+
+@dataclasses.dataclass
+class Pages(list):
+    number: int
+
+
+@dataclasses.dataclass
+class Queue(deque):
+    number: int
+
+
+@attrs.define(slots=False)
+class Chairs(dict):
+    number: int
+
+
+class Slotted:
+    __slots__ = ("hidden",)
+
+    def hide(self, hidden):
+        self.hidden = hidden
+        return self
+
+
+@dataclasses.dataclass(slots=True)
+class OnSlots(Slotted):
+    number: int
+
+
+@attrs.define
+class OnSlotsToo(Slotted):
+    number: int
+
+
+@dataclasses.dataclass
+class Unset:
+    number: int = dataclasses.field(init=False)
+
+
+@attrs.define
+class UnsetToo:
+    number: int = attrs.field(init=False)
+
+
+def holding(thing, **attributes):
+    vars(thing).update(attributes)
+    return thing
+
+
+def filled(kind, *content):
+    made = kind(1)
+    (made.update if kind is Chairs else made.extend)(*content)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: Grown(1), "Grown, which is derived from a dataclass and is none itself"),
+        (lambda: Throne(1), "Throne, which is derived from an attrs class and is none itself"),
+        (lambda: holding(Page(1), extra=1), "Page whose attribute 'extra' is none of its fields"),
+        (lambda: holding(Stool(1), extra=1), "Stool whose attribute 'extra' is none of"),
+        (lambda: holding(Place(1), extra=1), "Place whose attribute 'extra' is none of"),
+        (lambda: holding(Sized(width=1), extra=1), "Sized whose attribute 'extra' is none of"),
+        (lambda: OnSlots(1).hide(1), "OnSlots whose attribute 'hidden' is none of"),
+        (lambda: OnSlotsToo(1).hide(1), "OnSlotsToo whose attribute 'hidden' is"),
+        (lambda: filled(Pages, [1]), "Pages, which is a list too"),
+        (lambda: filled(Queue, [1]), "Queue, which is a deque too"),
+        (lambda: filled(Chairs, {"a": 1}), "Chairs, which is a dict too"),
+        (Unset, "Unset whose field 'number' has no value"),
+        (UnsetToo, "UnsetToo whose field 'number' has no value"),
+    ],
+)
+def test_an_object_that_is_not_told_by_its_fields_is_refused(make, why):
+    with pytest.raises(KeyTypeError, match=why) as refused:
+        key_of(make())
+    assert "__atomcache_key__" in str(refused.value)
+
+
+def test_what_an_object_has_worked_out_from_its_fields_does_not_count():
+    for make in (Square, SquareToo, SlottedSquare, Hashed, Box[int], SlottedBox[int]):
+        asked = make(2)
+        assert hash(asked) == hash(make(2))
+        assert getattr(asked, "area", 4) == 4
+        assert key_of(asked) == key_of(make(2))
+    assert key_of(Box[int](2)) == key_of(Box(2))
+    assert key_of(Place(1)) == key_of(Place(1, 0)) != key_of(Place(2))
+    assert key_of(OnSlots(1)) == key_of(OnSlots(1))
+
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Square:
+    width: int
+
+    @functools.cached_property
+    def area(self):
+        return self.width**2
+
+
+@attrs.frozen(slots=False)
+class SquareToo:
+    width: int
+
+    @functools.cached_property
+    def area(self):
+        return self.width**2
+
+
+@attrs.frozen
+class SlottedSquare:
+    width: int
+
+    @functools.cached_property
+    def area(self):
+        return self.width**2
+
+
+@attrs.frozen(slots=False, cache_hash=True)
+class Hashed:
+    width: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Box(Generic[T]):
+    content: T
+
+
+@attrs.frozen
+class SlottedBox(Generic[T]):
+    content: T
+
+
+class Secretive(pydantic.BaseModel):
+    number: int
+    _secret: object = pydantic.PrivateAttr(None)
+
+    def keeping(self, secret):
+        self._secret = secret
+        return self
+
+
+def test_private_attributes_of_a_model_count():
+    keys = [Secretive(number=1).keeping(secret) for secret in (None, 1, "1")]
+    assert len({key_of(key) for key in keys}) == 3
+    assert key_of(keys[1]) == key_of(Secretive(number=1).keeping(1))
+    with pytest.raises(KeyTypeError, match=r"_thread\.lock"):
+        key_of(Secretive(number=1).keeping(threading.Lock()))
 
 
 def type_name(thing):
