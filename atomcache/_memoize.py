@@ -31,7 +31,7 @@ from ._recall import shape, small
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from pathlib import Path
-    from typing import Concatenate
+    from typing import Concatenate, Self
 
     from ._cache import Cache
     from ._call_key import CallKey
@@ -109,6 +109,10 @@ class _Paths:
         self.how = {"name": name}
         self.target_at = target_at
 
+    def taking_target_at(self, position: int) -> _Paths:
+        """Return the same for a function that takes its target elsewhere."""
+        return _Paths(self.cache, self.function, self.how["name"], position)
+
     def factory(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[..., Any]:
         before, after = args[: self.target_at], args[self.target_at :]
         return lambda target: self.function(*before, target, *after, **kwargs)
@@ -150,6 +154,7 @@ class _Decorated(Generic[P, R]):
         self._options = options
         self._find_inputs = inputs
         self._keys: dict[Any, CallKey] = {}
+        self._method: Self | None = None
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> CallKey | InputKey:
         """Return the key of a call, for the methods of the cache.
@@ -239,11 +244,26 @@ class _Decorated(Generic[P, R]):
         )
 
     def __set_name__(self, owner: type, name: str) -> None:
-        is_method = self.__qualname__.rpartition(".")[0] == owner.__qualname__
-        if is_method and isinstance(self._kind, _Paths):  # the target comes after self
-            self._kind.target_at = 1
+        if self.__qualname__.rpartition(".")[0] == owner.__qualname__:
+            self._take_target_second()
+
+    def _take_target_second(self) -> None:
+        """Take a builder for a method: its target comes after the object or class."""
+        if isinstance(self._kind, _Paths) and self._kind.target_at == 0:
             self._calls = self._calls.without(1)
+            self._kind = self._kind.taking_target_at(1)
             self.__signature__ = self._calls.signature
+
+    def _as_method(self) -> Self:
+        """Return this as it is when called through an object; a function may be both."""
+        if not isinstance(self._kind, _Paths) or self._kind.target_at == 1:
+            return self
+        if self._method is None:
+            method = object.__new__(type(self))
+            method.__dict__.update(self.__dict__)
+            method._take_target_second()
+            self._method = method
+        return self._method
 
     def __reduce__(self) -> Any:
         return self.__qualname__
@@ -295,7 +315,7 @@ class Memoized(_Decorated[P, R]):
     def __get__(self, instance: object, owner: type | None = None, /) -> Memoized[P, R]: ...
     def __get__(self, instance: Any, owner: Any = None, /) -> Any:
         """Bind to an object, as functions do."""
-        return self if instance is None else _Bound(self, instance)
+        return self if instance is None else _Bound(self._as_method(), instance)
 
 
 class AsyncMemoized(_Decorated[P, R]):
@@ -358,7 +378,7 @@ class AsyncMemoized(_Decorated[P, R]):
     def __get__(self, instance: object, owner: type | None = None, /) -> AsyncMemoized[P, R]: ...
     def __get__(self, instance: Any, owner: Any = None, /) -> Any:
         """Bind to an object, as functions do."""
-        return self if instance is None else _Bound(self, instance)
+        return self if instance is None else _Bound(self._as_method(), instance)
 
 
 class _Bound:
@@ -409,9 +429,6 @@ class _ClassBound:
         self.__func__ = decorated
         self.__wrapped__ = decorated.__wrapped__
 
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.__func__.__set_name__(owner, name)
-
     def __get__(self, instance: Any, owner: Any = None) -> _Bound:
         return _Bound(self.__func__, type(instance) if owner is None else owner)
 
@@ -445,9 +462,9 @@ def builder(
             return _rewrap(function, decorate)
         _check_function(function)
         calls = Calls(function, key, ignore, version)
-        # A method is told from a static method when its class is made, see __set_name__.  That
-        # it is a class method nobody tells it, if @classmethod stands above.
-        target_at = 1 if calls.first == "cls" else 0
+        # Under another decorator, or where the class is not made by a class statement, nobody
+        # tells a function that it is a method.  What its first parameter is called does.
+        target_at = 1 if next(iter(calls.signature.parameters), None) in ("self", "cls") else 0
         kind = _Paths(cache, function, check_name(name or function.__name__), target_at)
         return _make(kind, calls.without(target_at), chosen, find_inputs)
 
@@ -467,7 +484,10 @@ def _options(cache: Cache, options: dict[str, Any]) -> tuple[Callable[..., Any] 
 def _rewrap(function: Any, decorate: Callable[[Any], Any]) -> Any:
     """Decorate what is inside a static or class method."""
     inner = decorate(function.__func__)
-    return staticmethod(inner) if isinstance(function, staticmethod) else _ClassBound(inner)
+    if isinstance(function, staticmethod):
+        return staticmethod(inner)
+    inner._take_target_second()
+    return _ClassBound(inner)
 
 
 def _make(

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -684,6 +685,103 @@ def test_a_builder_method_takes_its_target_after_self(cache):
     assert str(inspect.signature(shop_kind.receipt)) == "(self, article)"
     assert here.receipt.refresh("pear").read_text() == "pear from here"
     assert here.receipt.peek("pear") == cache.get_path(here.receipt.key("pear"))
+
+
+def passing_on(function):
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+def builder_method_class(cache):
+    """Return a class whose builders are methods, though nobody tells them so."""
+
+    class Shop(NamedTuple):
+        name: str
+
+        @cache.builder
+        def plain(self, target):
+            target.write_text(f"of {self.name}")
+
+        @property
+        @cache.builder
+        def as_property(self, target):
+            target.write_text(f"of {self.name}")
+
+        @passing_on
+        @cache.builder
+        def wrapped(self, target):
+            target.write_text(f"of {self.name}")
+
+    @cache.builder
+    def assigned(self, target):
+        target.write_text(f"of {self.name}")
+
+    @cache.builder
+    def oddly_named(shop, target):
+        target.write_text(f"of {shop.name}")
+
+    @functools.partial(setattr, Shop, "assigned_property")
+    @property
+    @cache.builder
+    def assigned_property(self, target):
+        target.write_text(f"of {self.name}")
+
+    Shop.assigned, Shop.oddly_named = assigned, oddly_named
+    return Shop
+
+
+@pytest.mark.parametrize("way", ["plain", "wrapped", "assigned", "oddly_named"])
+def test_a_builder_that_nobody_tells_it_is_a_method_takes_its_target_after_self(cache, way):
+    shop = builder_method_class(cache)
+    for name in ("here", "there"):
+        made = getattr(shop(name), way)()
+        assert made.read_text() == f"of {name}"
+        assert getattr(shop(name), way)() == made
+    if way != "oddly_named":
+        assert getattr(shop, way)(shop("there")) == made
+
+
+@pytest.mark.parametrize("way", ["as_property", "assigned_property"])
+def test_a_builder_may_be_a_property(cache, way):
+    shop = builder_method_class(cache)
+    assert getattr(shop("here"), way).read_text() == "of here"
+    assert getattr(shop("there"), way).read_text() == "of there"
+
+
+def test_a_builder_may_be_a_cached_property(cache):
+    @dataclasses.dataclass
+    class Shop:
+        name: str
+
+        @functools.cached_property
+        @cache.builder
+        def page(self, target):
+            target.write_text(f"of {self.name}")
+
+    here = Shop("here")
+    assert here.page.read_text() == "of here"
+    assert Shop("here").page == here.page
+    assert Shop("there").page.read_text() == "of there"
+
+
+def test_a_builder_that_is_a_function_and_a_method_is_both(cache):
+    @cache.builder
+    def page(shop, target=None):
+        (target or shop).write_text(f"of {getattr(shop, 'name', 'nobody')}")
+
+    @dataclasses.dataclass
+    class Shop:
+        name: str
+
+    Shop.page = page
+    assert Shop("here").page().read_text() == "of here"
+    assert page().read_text() == f"of {page().name}"
+    here = Shop("here")
+    assert here.page == here.page
+    assert here.page.cached()
 
 
 @pytest.mark.parametrize("way", ["above", "below"])
