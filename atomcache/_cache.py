@@ -514,8 +514,10 @@ class Cache:
     ) -> Any:
         """Decorate a function, so that each call with equal arguments runs once.
 
-        Use it bare or with options, on functions, methods, static and class methods (above
-        ``@staticmethod`` or ``@classmethod``) and coroutine functions.
+        Use it bare or with options, on functions, methods, static and class methods and coroutine
+        functions.  Put it above ``@staticmethod`` and ``@classmethod``: below the latter, Python
+        3.13 and newer keep the class from ``key``, ``cached`` and the other questions, which then
+        raise `TypeError`.
 
         What identifies a call is the function's name and its arguments.  What a function
         defined in another one has captured from that is no part of the key: hand it over as
@@ -607,7 +609,8 @@ class Cache:
         """Decorate a function that makes a file or folder at the path given to it first.
 
         Calls leave that first parameter out and return the path of what was made.  For a
-        method, it comes after ``self`` or ``cls``.
+        method, it comes after ``self`` or ``cls``.  Put it above ``@staticmethod`` and
+        ``@classmethod``.
 
         Parameters
         ----------

@@ -159,12 +159,23 @@ class Calls:
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.BoundArguments:
         """Give each argument to its parameter, and each parameter without one its default."""
+        if self.first == "cls" and "cls" not in kwargs:
+            self._check_class(args)
         try:
             bound = self.signature.bind(*args, **kwargs)
         except TypeError as error:
             raise TypeError(f"{self._function.__qualname__}(): {error}") from None
         bound.apply_defaults()
         return bound
+
+    def _check_class(self, args: tuple[Any, ...]) -> None:
+        """Refuse calls of a class method that come without the class, as from Python 3.13 on."""
+        if not args or not isinstance(args[0], type):
+            raise TypeError(
+                f"{self._function.__qualname__}() was not told its class. Put @cache.memoize or "
+                "@cache.builder above @classmethod: below it, calls get the class, and cached, "
+                "key and the other questions don't"
+            )
 
     def version(self) -> str | int | None:
         """Return the version, with the source's hash in the place of ``"source"``."""

@@ -557,6 +557,28 @@ def test_class_methods_count_their_class_among_the_arguments(cache, way):
     assert getattr(Branch, way).cached("pear")
 
 
+@pytest.mark.parametrize("ask", ["__call__", "key", "cached", "peek", "refresh", "forget"])
+def test_a_class_method_that_is_not_told_its_class_is_refused_with_the_way_out(cache, ask):
+    class Shop:
+        @classmethod
+        @cache.memoize
+        def price(cls, article="pear"):
+            return article
+
+        @classmethod
+        @cache.builder
+        def page(cls, target, article="pear"):
+            target.write_text(article)
+
+    for name in ("price", "page"):
+        unbound = getattr(vars(Shop)[name].__func__, ask)  # all that Python 3.13 hands on
+        for args in ((), ("pear",), ("pear", "plum")):
+            with pytest.raises(TypeError, match="above @classmethod"):
+                unbound(*args)
+        unbound(Shop, "pear"), unbound(Shop)
+    assert [Shop.price(), Shop.page().read_text()] == ["pear", "pear"]
+
+
 def test_an_object_that_is_no_plain_data_is_refused_with_the_ways_out(cache):
     class Shop:
         def __init__(self, name):
