@@ -9,6 +9,7 @@ system gives it.
 
 from __future__ import annotations
 
+from ._errors import OptionError
 from ._freshness import Want
 from ._header import NEVER
 from ._keys import describe, function_of
@@ -44,6 +45,8 @@ class Entry:
     ----------
     damaged
         Called if what is there turns out to be damaged.
+    asynchronous
+        The method of `Cache` that takes coroutine functions.
     size
         Bytes that it takes, once it is published.
     only_look
@@ -54,6 +57,7 @@ class Entry:
     """
 
     kind = ""
+    asynchronous = "aget_or_create"
 
     def __init__(
         self, layout: Layout, digest: bytes, key: object, options: Options, *, anew: bool
@@ -75,6 +79,17 @@ class Entry:
     def what(self) -> str:
         """Say which entry this is, for messages and records."""
         return f"the {self.kind} of key {describe(self.key)}"
+
+    def finished(self, made: Any) -> Any:
+        """Return what a factory returned, unless it is a coroutine, which nobody here awaits."""
+        if hasattr(type(made), "__await__") and hasattr(made, "close"):
+            made.close()
+            raise OptionError(
+                f"the factory of {self.what()} returned a coroutine, which only an event loop can "
+                f"run. Await cache.{self.asynchronous} instead; above a decorator that returns "
+                "coroutines, put one that is a coroutine function"
+            )
+        return made
 
     def find(self, want: Want) -> Any:
         """Return the value or path if there is one that is good enough, else `MISS`."""

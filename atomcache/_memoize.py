@@ -328,9 +328,8 @@ class AsyncMemoized(_Decorated[P, R]):
         else:
             # What asyncio.iscoroutinefunction looks for, and what inspect's does.
             self._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
-            function = inspect.unwrap(self._kind.function)
             for name in ("__code__", "__defaults__", "__kwdefaults__"):
-                setattr(self, name, getattr(function, name))
+                setattr(self, name, getattr(self._kind.function, name))
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Return the result of a call, from the cache or from the coroutine function."""
@@ -496,7 +495,8 @@ def _make(
     options: Options,
     find_inputs: Callable[..., Any] | None,
 ) -> Any:
-    is_async = inspect.iscoroutinefunction(inspect.unwrap(kind.function))
+    # Whatever it wraps: a wrapper may run a coroutine to its end, or make one of a function.
+    is_async = inspect.iscoroutinefunction(kind.function)
     decorated: Any = AsyncMemoized if is_async else Memoized
     return decorated(kind, calls, options, find_inputs)
 
@@ -519,8 +519,7 @@ def _check_function(function: Any) -> None:
             f"{function.__qualname__} is the method of one object, which would not be part of "
             "its key. Decorate the function in the class"
         )
-    plain = inspect.unwrap(function)
-    if inspect.isgeneratorfunction(plain) or inspect.isasyncgenfunction(plain):
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise OptionError(
             f"{function.__qualname__} is a generator function: what it returns can be used up "
             "once. Decorate one that returns a list"

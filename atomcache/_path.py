@@ -170,6 +170,7 @@ class PathEntry(Entry):
     """
 
     kind = "path"
+    asynchronous = "aget_or_create_path"
 
     def __init__(
         self,
@@ -260,7 +261,7 @@ class PathEntry(Entry):
         from pathlib import Path
 
         target = os.path.join(scratch, self.name)
-        self.builder(Path(target))
+        self.finished(self.builder(Path(target)))
         return target
 
     def build_apart(self) -> Path:
@@ -270,7 +271,7 @@ class PathEntry(Entry):
 
         target = os.path.join(self.door.temporary_folder(), self.name)
         with suppress(DontStore):  # nothing is stored here anyway
-            self.builder(Path(target))
+            self.finished(self.builder(Path(target)))
         self._check_built(target)
         return Path(target)
 

@@ -313,12 +313,12 @@ class ValueEntry(Entry):
 
     def build(self, scratch: str) -> Any:
         """Run the factory."""
-        return self.factory()
+        return self.finished(self.factory())
 
     def build_apart(self) -> Any:
         """Run the factory where the cache can't be written."""
         try:
-            return self.factory()
+            return self.finished(self.factory())
         except DontStore as answer:
             return answer.value
 

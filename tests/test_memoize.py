@@ -4,6 +4,7 @@ import asyncio
 import copy
 import dataclasses
 import functools
+import gc
 import inspect
 import os
 import pickle
@@ -896,6 +897,76 @@ def test_a_plain_function_does_not_look_like_a_coroutine_function(cache):
     add, _ = added(cache)
     assert not inspect.iscoroutinefunction(add)
     assert not asyncio.iscoroutinefunction(add)
+
+
+def test_a_wrapper_is_what_it_is_and_not_what_it_wraps(cache):
+    async def fetch(page):
+        return f"page {page}"
+
+    def several(page):
+        yield from (page, page)
+
+    def plain(page):
+        return f"page {page}"
+
+    @cache.memoize
+    @functools.wraps(fetch)
+    def finished(page):
+        return asyncio.run(fetch(page))
+
+    @cache.memoize
+    @functools.wraps(several)
+    def listed(page):
+        return list(several(page))
+
+    @cache.memoize
+    @functools.wraps(plain)
+    async def awaited(page):
+        return plain(page)
+
+    @cache.memoize
+    @functools.wraps(fetch)
+    async def passed_on(page):
+        return await fetch(page)
+
+    assert finished(1) == finished(1) == "page 1"
+    assert listed(2) == listed(2) == [2, 2]
+    assert asyncio.run(awaited(3)) == asyncio.run(awaited(3)) == "page 3"
+    assert asyncio.run(passed_on(4)) == "page 4"
+    kinds = [inspect.iscoroutinefunction(f) for f in (finished, listed, awaited, passed_on)]
+    assert kinds == [False, False, True, True]
+    with pytest.raises(OptionError, match="generator function"):
+
+        @cache.memoize
+        @functools.wraps(plain)
+        def lazy(page):
+            yield page
+
+
+def test_a_wrapper_that_returns_a_coroutine_is_told_what_it_has_to_be(cache):
+    @cache.memoize
+    @passing_on
+    async def fetch(page):
+        return page
+
+    with pytest.raises(OptionError, match="put one that is a coroutine function"):
+        fetch(1)
+
+
+@pytest.mark.parametrize("options", [{}, {"inputs": [__file__]}], ids=["", "inputs"])
+def test_a_coroutine_function_is_refused_where_nobody_awaits(cache, options):
+    async def fetch(*target):
+        return "page"
+
+    for ask in (cache.get_or_create, cache.refresh):
+        for factory in (fetch, lambda: fetch()):
+            with pytest.raises(OptionError, match=r"coroutine.* cache\.aget_or_create instead"):
+                ask("page", factory, **options)
+    for ask in (cache.get_or_create_path, cache.refresh_path):
+        with pytest.raises(OptionError, match=r"cache\.aget_or_create_path instead"):
+            ask("page", fetch, name="page", **options)
+    gc.collect()  # a coroutine that nobody closed warns when it goes
+    assert "page" not in cache
 
 
 def test_coroutine_methods_are_awaited_like_others(cache):
