@@ -528,7 +528,8 @@ class Cache:
         function
             What is decorated, in the bare form.
         key : callable, optional
-            Called with the arguments of each call; returns plain data that identifies it.
+            Called with the arguments of each call, defaults filled in; returns plain data that
+            identifies it.
         ignore : sequence of str
             Names of parameters that don't identify a call, such as ``("self", "verbose")``.
         version : str or int, optional
@@ -536,7 +537,7 @@ class Cache:
             ``"source"`` stands for a hash of the function's source and of the module-level
             functions and classes of the same package that it names.
         **options
-            As documented in `Options`; `inputs` may be a function of the call's arguments.
+            As documented in `Options`; `inputs` may be a function of the arguments, as `key` is.
 
         Returns
         -------

@@ -79,7 +79,7 @@ class Calls:
     function
         The undecorated function.
     find_key
-        Called with a call's arguments; what it returns identifies the call.
+        Called with a call's arguments, defaults filled in; what it returns identifies the call.
     ignore
         Names of parameters that don't.
     version
@@ -147,7 +147,7 @@ class Calls:
         if self.find_key is None:
             content = ("call", self.version(), self._write(bound.arguments))
         else:
-            found = self.find_key(*args, **kwargs)
+            found = self.find_key(*bound.args, **bound.kwargs)
             try:
                 content = ("key", self.version(), shortened(written(found)))
             except NotPlain as why:
@@ -167,6 +167,23 @@ class Calls:
             raise TypeError(f"{self._function.__qualname__}(): {error}") from None
         bound.apply_defaults()
         return bound
+
+    def check_asked(self, option: str, function: Callable[..., object]) -> None:
+        """Raise if a function that is to be asked about calls does not take their arguments."""
+        try:
+            takes = inspect.signature(function)
+        except (TypeError, ValueError):  # written in C, maybe
+            return
+        ours = self.signature.parameters.values()
+        args = [p for p in ours if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        kwargs = {p.name: p for p in ours if p.kind is p.KEYWORD_ONLY}
+        try:
+            takes.bind(*args, **kwargs)
+        except TypeError as error:
+            raise OptionError(
+                f"{option}= must take all arguments of {self.name}{self.signature}, which it gets "
+                f"with defaults filled in: {error}"
+            ) from None
 
     def _check_class(self, args: tuple[Any, ...]) -> None:
         """Refuse calls of a class method that come without the class, as from Python 3.13 on."""

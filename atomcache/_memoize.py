@@ -133,7 +133,7 @@ class _Decorated(Generic[P, R]):
     options
         Of each call.
     inputs
-        Called with a call's arguments; returns its input files.
+        Called with a call's arguments, defaults filled in; returns its input files.
     """
 
     __wrapped__: Callable[..., Any]
@@ -153,6 +153,9 @@ class _Decorated(Generic[P, R]):
         self._calls = calls
         self._options = options
         self._find_inputs = inputs
+        for option, asked in (("key", calls.find_key), ("inputs", inputs)):
+            if asked is not None:
+                calls.check_asked(option, asked)
         self._keys: dict[Any, CallKey] = {}
         self._method: Self | None = None
 
@@ -239,9 +242,9 @@ class _Decorated(Generic[P, R]):
     def _options_of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Options:
         if self._find_inputs is None:
             return self._options
-        return self._kind.cache._changed(
-            {"inputs": self._find_inputs(*args, **kwargs)}, self._options
-        )
+        bound = self._calls.bind(args, kwargs)
+        found = self._find_inputs(*bound.args, **bound.kwargs)
+        return self._kind.cache._changed({"inputs": found}, self._options)
 
     def __set_name__(self, owner: type, name: str) -> None:
         if self.__qualname__.rpartition(".")[0] == owner.__qualname__:

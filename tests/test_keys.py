@@ -382,10 +382,10 @@ def classes():
         "call with a number as version": call(1, version=2),
         "call with more": call(1, 2, 3, 4, unit="km", deep=[True]),
         "call without unit": call(1, ignore=("unit",)),
-        "call with key": call(1, 2, find_key=lambda a, b: (a, b)),
+        "call with key": call(1, 2, find_key=lambda a, b, *, unit: (a, b)),
         "call with long text": call("a" * 98),
         "call with longer text": call("a" * 99),
-        "call with key of long text": call(1, 2, find_key=lambda a, b: "a" * 99),
+        "call with key of long text": call(1, 2, find_key=lambda a, b, *, unit: "a" * 99),
     }
 
 
@@ -830,7 +830,10 @@ def pairs_of_others():
         ),
         "with and without a version": (call(1), call(1, version=1)),
         "version of another type": (call(1, version=1), call(1, version="1")),
-        "key= and the call": (call(1, 2), call(1, 2, find_key=lambda a, b: {"a": a, "b": b})),
+        "key= and the call": (
+            call(1, 2),
+            call(1, 2, find_key=lambda a, b, *, unit: {"a": a, "b": b}),
+        ),
         "positional rest and list": (call(1, 2, 3), call(1, 2, (3,))),
         "Series and its values": (series([1, 2], "int64"), np.array([1, 2], "int64")),
         "Series and Index": (series([1, 2], "int64"), pd.Index([1, 2], dtype="int64")),
@@ -1508,7 +1511,7 @@ def test_an_argument_that_is_not_plain_is_named_with_the_ways_out():
     ):
         assert word in said
     with pytest.raises(KeyTypeError, match=r"what key= returned .*_thread\.lock"):
-        call(1, 2, find_key=lambda a, b: threading.Lock())
+        call(1, 2, find_key=lambda a, b, *, unit: threading.Lock())
 
 
 def test_an_ignored_argument_need_not_be_plain():

@@ -289,7 +289,7 @@ def test_options_of_the_decorator_are_those_of_the_call(cache):
 
 
 def test_key_says_what_identifies_a_call(cache):
-    add, calls = added(cache, key=lambda a, b=2: a % 10)
+    add, calls = added(cache, key=lambda a, b: a % 10)
     assert [add(1), add(11), add(2)] == [3, 3, 4]
     assert calls == [(1, 2), (2, 2)]
     assert cache.get(add.key(21)) == 3
@@ -297,7 +297,7 @@ def test_key_says_what_identifies_a_call(cache):
 
 def test_key_is_asked_at_each_call(cache):
     day = ["monday"]
-    add, calls = added(cache, key=lambda a: (a, day[0]))
+    add, calls = added(cache, key=lambda a, b: (a, day[0]))
     add(1)
     day[0] = "tuesday"
     assert not add.cached(1)
@@ -305,8 +305,41 @@ def test_key_is_asked_at_each_call(cache):
     assert calls == [(1, 2), (1, 2)]
 
 
+def test_key_and_inputs_get_the_arguments_bound_and_checked(cache):
+    asked = []
+
+    def key(*args, **kwargs):
+        asked.append(("key", args, kwargs))
+        return args
+
+    def inputs(*args, **kwargs):
+        asked.append(("inputs", args, kwargs))
+        return [__file__]
+
+    @cache.memoize(key=key, inputs=inputs)
+    def add(a, b=2, *, c=3):
+        return a + b + c
+
+    for ask in (add, add.key, add.cached, add.refresh, add.forget):
+        for args, kwargs in (((1,), {}), ((1, 2), {}), ((1,), {"c": 3}), ((), {"b": 2, "a": 1})):
+            ask(*args, **kwargs)
+            assert sorted(name for name, *_ in asked) == ["inputs", "key"]
+            assert [given for _, *given in asked] == [[(1, 2), {"c": 3}]] * 2
+            asked.clear()
+        with pytest.raises(TypeError, match=r"add\(\)"):
+            ask(1, 2, 3)
+        assert asked == []
+
+
+@pytest.mark.parametrize("option", ["key", "inputs"])
+def test_key_and_inputs_that_do_not_take_all_arguments_are_refused(cache, option):
+    for function in (lambda a: [], lambda a, b, c: [], lambda *, a, b: []):
+        with pytest.raises(OptionError, match=f"{option}= must take all arguments .*a, b=2"):
+            added(cache, **{option: function})
+
+
 def test_key_must_return_plain_data(cache):
-    add, calls = added(cache, key=lambda a: object())
+    add, calls = added(cache, key=lambda a, b: object())
     with pytest.raises(KeyTypeError, match=r"key= returned .*add\(a=1.*plain"):
         add(1)
     assert calls == []
