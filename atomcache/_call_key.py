@@ -122,7 +122,9 @@ class Calls:
         self.first = next(iter(self.signature.parameters), None) if is_method else None
 
     def without(self, position: int) -> Calls:
-        """Return the calls of the same function with a parameter that callers don't give."""
+        """Return a builder's calls: its target is not given, and a path is returned."""
+        from pathlib import Path
+
         signature = inspect.signature(self._function)
         parameters = list(signature.parameters.values())
         if len(parameters) <= position or parameters[position].kind in (
@@ -137,7 +139,7 @@ class Calls:
         copy.__dict__.update(self.__dict__)
         if parameters[position].kind is not inspect.Parameter.VAR_POSITIONAL:
             del parameters[position]
-        copy.signature = signature.replace(parameters=parameters)
+        copy.signature = signature.replace(parameters=parameters, return_annotation=Path)
         return copy
 
     def key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallKey:

@@ -148,9 +148,7 @@ class _Decorated(Generic[P, R]):
         inputs: Callable[..., Any] | None,
     ) -> None:
         functools.update_wrapper(self, kind.function)  # type: ignore[arg-type]
-        self.__signature__ = calls.signature
-        self._kind = kind
-        self._calls = calls
+        self._take(kind, calls)
         self._options = options
         self._find_inputs = inputs
         for option, asked in (("key", calls.find_key), ("inputs", inputs)):
@@ -158,6 +156,16 @@ class _Decorated(Generic[P, R]):
                 calls.check_asked(option, asked)
         self._keys: dict[Any, CallKey] = {}
         self._method: Self | None = None
+
+    def _take(self, kind: _Values | _Paths, calls: Calls) -> None:
+        self._kind = kind
+        self._calls = calls
+        self.__signature__ = calls.signature
+        if isinstance(kind, _Paths):
+            parameters = calls.signature.parameters.values()
+            told = {p.name: p.annotation for p in parameters if p.annotation is not p.empty}
+            self.__annotations__ = {**told, "return": calls.signature.return_annotation}
+            vars(self).pop("__annotate__", None)  # from Python 3.14 on: that of the function
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> CallKey | InputKey:
         """Return the key of a call, for the methods of the cache.
@@ -253,9 +261,7 @@ class _Decorated(Generic[P, R]):
     def _take_target_second(self) -> None:
         """Take a builder for a method: its target comes after the object or class."""
         if isinstance(self._kind, _Paths) and self._kind.target_at == 0:
-            self._calls = self._calls.without(1)
-            self._kind = self._kind.taking_target_at(1)
-            self.__signature__ = self._calls.signature
+            self._take(self._kind.taking_target_at(1), self._calls.without(1))
 
     def _as_method(self) -> Self:
         """Return this as it is when called through an object; a function may be both."""
