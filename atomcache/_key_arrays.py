@@ -100,18 +100,37 @@ def of_pandas(value: Any, kind: Any) -> tuple[str, list[Any]] | None:
 
 
 def _column(values: Any) -> list[Any]:
-    """Return the type and content of a column or an index."""
+    """Return the type and content of a column or an index, as arrays wherever that can be."""
+    import numpy
+    import pandas
+
     dtype = values.dtype
     described = str(dtype)
+    array = values.array
     if described == "category":
-        codes = values.cat.codes if hasattr(values, "cat") else values.codes
-        categories = values.cat if hasattr(values, "cat") else values
-        return [
-            "category",
-            _column(categories.categories),
-            bool(categories.ordered),
-            [int(code) for code in codes],
-        ]
+        codes = numpy.asarray(array.codes, "<i4")
+        return ["category", _column(array.categories), bool(array.ordered), codes]
+    if isinstance(dtype, pandas.DatetimeTZDtype):
+        zone = _zone_name(dtype.tz)
+        if zone is not None:  # the moments count from UTC, whatever the zone
+            return [described, zone, pandas.DatetimeIndex(values).asi8]
+    if isinstance(dtype, pandas.PeriodDtype):
+        return [described, pandas.PeriodIndex(values).asi8]
+    arrays = pandas.arrays
+    if isinstance(array, arrays.IntegerArray | arrays.FloatingArray | arrays.BooleanArray):
+        missing = numpy.asarray(values.isna())
+        return [described, missing, values.to_numpy(dtype.numpy_dtype, na_value=0)]
+    if isinstance(dtype, pandas.SparseDtype) and not dtype.subtype.hasobject:
+        return [described, numpy.asarray(values)]
     if type(dtype).__module__.startswith("numpy") and not dtype.hasobject:
         return [described, values.to_numpy()]
     return [described, list(values)]
+
+
+def _zone_name(zone: Any) -> str | None:
+    """Name a time zone that does so itself, or has one offset; others do at each moment."""
+    import datetime
+
+    if type(zone) is datetime.timezone:
+        return str(zone.utcoffset(None))
+    return getattr(zone, "key", None) or getattr(zone, "zone", None)

@@ -198,7 +198,9 @@ def _plain(value: Any, depth: int) -> object:
 def _pairs(value: Any, depth: int) -> list[object]:
     """Write down a dict's items, in an order that does not depend on how it was made."""
     pairs = [(_dumps(_plain(k, depth + 1)), _plain(v, depth + 1)) for k, v in value.items()]
-    pairs.sort(key=lambda pair: (pair[0], _dumps(pair[1])))
+    if len({first for first, _ in pairs}) < len(pairs):  # NaNs, which equal themselves here alone
+        pairs.sort(key=lambda pair: _dumps(pair[1]))
+    pairs.sort(key=lambda pair: pair[0])
     return [list(pair) for pair in pairs]
 
 

@@ -33,7 +33,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from atomcache import Cache, KeyTypeError, _asking
+from atomcache import Cache, KeyTypeError, _asking, _keys
 from atomcache._call_key import Calls
 from atomcache._keys import digest
 
@@ -653,6 +653,22 @@ def test_the_order_of_a_dict_or_set_does_not_count():
     assert len({key_of(each) for each in sets}) == 1
 
 
+def test_the_order_of_a_dict_does_not_count_where_its_keys_are_one_key():
+    nans = [float("nan"), float("nan")]
+    one, other = dict(zip(nans, "ab", strict=True)), dict(zip(nans, "ba", strict=True))
+    assert len(one) == len(other) == 2
+    assert key_of(one) == key_of(other) == key_of(dict(reversed(one.items())))
+    assert key_of(one) != key_of(dict(zip(nans, "aa", strict=True)))
+
+
+def test_what_a_dict_holds_is_encoded_once_however_deep_it_lies(monkeypatch):
+    encoded = []
+    encode = _keys._dumps
+    monkeypatch.setattr(_keys, "_dumps", lambda it: encoded.append(encode(it)) or encoded[-1])
+    key_of(functools.reduce(lambda inner, _: {"in": inner, "by": 1}, range(50), {"core": "heart"}))
+    assert len([each for each in encoded if b"heart" in each]) == 1
+
+
 def test_the_order_of_a_list_tuple_or_ordered_dict_counts():
     for make in (list, tuple, deque, Own):
         orders = {key_of(make(order)) for order in itertools.permutations([1, 2, 3])}
@@ -1074,6 +1090,41 @@ def test_a_column_or_index_of_any_type_is_another_key_if_one_value_is(column, va
         forms = [column, changed, column.iloc[::-1].reset_index(drop=True), column.iloc[:1]]
         assert len({key_of(view(form)) for form in forms}) == 4
         assert key_of(view(column)) == key_of(view(column.copy()))
+
+
+def long_columns():
+    numbers = np.arange(1000)
+    hours = pd.date_range("2024-01-01", periods=1000, freq="h", tz=BERLIN)
+    return {
+        "aware moments": hours,
+        "moments with an offset": hours.tz_convert(timezone(timedelta(hours=1))),
+        "categories": pd.Categorical(numbers % 3),
+        "periods": pd.period_range("2024-01-01", periods=1000, freq="h"),
+        "nullable": pd.array(numbers, dtype="Int64"),
+        "nullable floats": pd.array(numbers, dtype="Float64"),
+        "nullable booleans": pd.array(numbers > 500, dtype="boolean"),
+        "sparse": pd.arrays.SparseArray(numbers % 2),
+    }
+
+
+@pytest.mark.parametrize("column", long_columns().values(), ids=long_columns())
+def test_a_long_column_is_written_down_as_arrays_and_not_value_by_value(monkeypatch, column):
+    written = []
+    write = _keys._plain
+    monkeypatch.setattr(_keys, "_plain", lambda *given: written.append(1) or write(*given))
+    for made in (pd.Series(column), pd.Index(column), pd.DataFrame({"a": column})):
+        key_of(made)
+    assert len(written) < 300
+
+
+def test_a_column_of_moments_depends_on_the_offset_of_a_zone_and_not_on_its_name_alone():
+    zones = [timezone(timedelta(hours=hours), "here") for hours in (1, 2)]
+    columns = [moments("2024-01-01", tz=zone) for zone in zones]
+    columns += [columns[0].tz_convert(zones[1]), columns[1].tz_convert(zones[0])]
+    assert len({str(column.dtype) for column in columns}) == 1
+    assert len({key_of(column) for column in columns}) == 4
+    unnamed = [moments("2024-01-01", tz=unnamed_zone(hours)) for hours in (1, 2)]
+    assert len({key_of(column) for column in unnamed}) == 2
 
 
 def test_columns_of_arrow_are_keys():
