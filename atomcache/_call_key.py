@@ -213,13 +213,24 @@ class Calls:
                 else:
                     found = written(value)
                 parts.append((name, shortened(found)))
-            except NotPlain as why:
+            except NotPlain as error:
+                name, why = self._refused(name, value, error)
                 raise KeyTypeError(
                     f"the argument {name!r} of {self.name} {why}. Say what identifies it with "
                     f"key=, leave it out with ignore=({name!r},), or give its class a method "
                     "__atomcache_key__ that returns plain data"
                 ) from None
         return tuple(parts)
+
+    def _refused(self, name: str, value: Any, why: NotPlain) -> tuple[str, NotPlain]:
+        """Return name and trouble of an argument, also of one among ``**named``."""
+        if name == _parameter_for_others(self.signature):
+            for each, given in value.items():
+                try:
+                    written(given)
+                except NotPlain as its:
+                    return each, its
+        return name, why
 
     def _counted(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments that count."""

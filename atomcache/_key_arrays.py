@@ -25,7 +25,12 @@ def of_numpy(value: Any, kind: type) -> tuple[str, list[Any]] | None:
         return "busdaycalendar", [value.weekmask, value.holidays]
     if not isinstance(value, numpy.ndarray | numpy.generic):
         return None
-    if value.dtype.hasobject or isinstance(value, numpy.ma.MaskedArray):
+    if value.dtype.hasobject:
+        raise NotPlain(
+            f"holds a {kind.__module__}.{kind.__qualname__} of dtype={value.dtype}, whose items "
+            "may be anything: give it another dtype, or make a list of it"
+        )
+    if isinstance(value, numpy.ma.MaskedArray):
         return None
     # Classes of scalars have other names in other versions of numpy; their dtypes do not.
     form = kind.__name__ if isinstance(value, numpy.ndarray) else "scalar"

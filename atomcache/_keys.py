@@ -43,6 +43,9 @@ _TAG = 27
 _LONG = 100
 """Bytes of a part of a key from which on its hash is kept instead."""
 
+_DEEP = 20
+"""Levels of a key from which on it has its part in a stack that is full."""
+
 _MAX_DEPTH = 200
 """Deeper keys are refused: a key that contains itself must not exhaust the stack."""
 
@@ -105,8 +108,19 @@ def written(value: object) -> bytes:
     """Do as `canonical`, for what is a part of a key; `NotPlain` says what is in the way."""
     try:
         return _dumps(_plain(value, 0))
-    except RecursionError:  # the caller's own calls may have left little of the stack
+    except RecursionError as error:
+        if _levels(error) < _DEEP:  # the caller's own calls have left little of the stack
+            raise
         raise NotPlain("is nested too deeply, or contains itself") from None
+
+
+def _levels(error: RecursionError) -> int:
+    """Return how many levels of a key were being written down when the stack was full."""
+    levels, frame = 0, error.__traceback__
+    while frame is not None:
+        levels += frame.tb_frame.f_code is _plain.__code__
+        frame = frame.tb_next
+    return levels
 
 
 def name_of(thing: Any) -> str:

@@ -1527,6 +1527,21 @@ def test_a_key_too_deep_for_what_its_caller_left_of_the_stack_is_refused():
         deeper(room - 300)
 
 
+def test_a_stack_that_is_full_before_a_shallow_key_comes_is_not_told_of_the_key():
+    def deeper(levels):
+        return deeper(levels - 1) if levels else key_of([{"a": Page((1, [2]))}])
+
+    room = sys.getrecursionlimit() - len(inspect.stack(0))
+    assert deeper(0) == deeper(room - 300)
+    seen = set()
+    for left in range(1, 60):
+        try:
+            deeper(room - left)
+        except RecursionError:
+            seen.add(left)
+    assert len(seen) > 10
+
+
 def test_a_message_stays_short_however_long_the_key():
     with pytest.raises(KeyTypeError) as refused:
         key_of([*["x" * 1000] * 1000, object()])
@@ -1563,6 +1578,19 @@ def test_an_argument_that_is_not_plain_is_named_with_the_ways_out():
         assert word in said
     with pytest.raises(KeyTypeError, match=r"what key= returned .*_thread\.lock"):
         call(1, 2, find_key=lambda a, b, *, unit: threading.Lock())
+
+
+def test_an_argument_by_a_name_of_its_own_is_named_by_that():
+    for ignore in ((), ("unit",)):
+        with pytest.raises(KeyTypeError, match=r"the argument 'lock' of .*ignore=\('lock',\)"):
+            call(1, first=1, lock=threading.Lock(), ignore=ignore)
+
+
+def test_an_array_of_objects_is_refused_by_its_dtype():
+    with pytest.raises(KeyTypeError, match=r"a numpy\.ndarray of dtype=object, whose items"):
+        key_of(np.array([1, "a"], dtype=object))
+    with pytest.raises(KeyTypeError, match=r"a numpy\.ndarray of dtype=\[\('a', 'O'\)\]"):
+        key_of((1, np.zeros(1, dtype=[("a", object)])))
 
 
 def test_an_ignored_argument_need_not_be_plain():
