@@ -519,9 +519,18 @@ class Cache:
         3.13 and newer keep the class from ``key``, ``cached`` and the other questions, which then
         raise `TypeError`.
 
-        What identifies a call is the function's name and its arguments.  What a function
-        defined in another one has captured from that is no part of the key: hand it over as
-        an argument, or return it from `key`.
+        What identifies a call is the function's name (module and qualified name; for a script or a
+        notebook, its path) and its arguments.  So:
+
+        - **An edited function keeps its old results** unless `version` changes, or is
+          ``"source"``.
+        - **What a function defined in another one has captured is no part of the key**: hand it
+          over as an argument, or return it from `key`.
+        - **With** ``ignore=("self",)`` **all objects share their results**, also those that would
+          give others: let `key` return what tells them apart.
+        - **Programs without a path share one name**: what is typed at a prompt, comes from a pipe,
+          or is a notebook whose kernel does not know it (JupyterLab and VS Code tell it).  Give
+          each a `version` of its own.
 
         Parameters
         ----------

@@ -217,8 +217,8 @@ class Calls:
                 name, why = self._refused(name, value, error)
                 raise KeyTypeError(
                     f"the argument {name!r} of {self.name} {why}. Say what identifies it with "
-                    f"key=, leave it out with ignore=({name!r},), or give its class a method "
-                    "__atomcache_key__ that returns plain data"
+                    f"key=, leave it out with ignore=({name!r},) if results don't depend on it, "
+                    "or give its class a method __atomcache_key__ that returns plain data"
                 ) from None
         return tuple(parts)
 

@@ -128,7 +128,8 @@ def name_of(thing: Any) -> str:
 
     A script has its module's name if it was started with ``python -m``, else its path:
     workers know it under another name than the process that started them, and two
-    scripts must not be taken for each other.
+    scripts must not be taken for each other.  A notebook has its path, where the kernel knows it.
+    What is typed at a prompt or comes from a pipe has nothing that tells it from another.
     """
     module = thing.__module__
     if module in ("__main__", "__mp_main__"):
@@ -140,8 +141,19 @@ def name_of(thing: Any) -> str:
         elif file is not None:
             module = os.path.realpath(file)
         else:
-            module = "__main__"
+            module = _notebook(main) or "__main__"
     return f"{module}.{thing.__qualname__}"
+
+
+def _notebook(main: Any) -> str | None:
+    """Return the path of the notebook that runs here."""
+    by_vscode = getattr(main, "__vsc_ipynb_file__", None)
+    if isinstance(by_vscode, str):
+        return by_vscode
+    # Jupyter's server says it to the kernel, whose workers inherit it.  Some versions give a
+    # session a name of its own, another one each time, which has no suffix.
+    by_server = os.environ.get("JPY_SESSION_NAME", "")
+    return by_server if os.path.splitext(by_server)[1] else None
 
 
 def describe(key: object, limit: int = 1000) -> str:

@@ -1806,3 +1806,21 @@ def test_two_scripts_are_not_taken_for_each_other(script):
 
 def test_classes_typed_at_the_prompt_have_stable_keys():
     assert python("-c", SCRIPT) == python("-c", SCRIPT)
+
+
+def test_two_notebooks_are_not_taken_for_each_other():
+    names = ["", "/home/me/a.ipynb", "/home/me/b.ipynb"]
+    said = [python("-c", SCRIPT, env=in_notebook(name))["here"] for name in names]
+    assert len({key for _, keys in said for key in keys}) == 18
+    by_vscode = f"__vsc_ipynb_file__ = {names[1]!r}\n{SCRIPT}"
+    assert python("-c", by_vscode, env=in_notebook(""))["here"] == said[1]
+
+
+def test_a_notebook_whose_server_does_not_know_its_path_is_the_same_in_each_session():
+    one, other = (python("-c", SCRIPT, env=in_notebook(f"/home/me/{uuid.uuid4()}")) for _ in "ab")
+    assert one == other
+
+
+def in_notebook(name):
+    """Return the environment of a kernel, as Jupyter's server gives it."""
+    return {**os.environ, "JPY_SESSION_NAME": name}
