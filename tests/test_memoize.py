@@ -254,6 +254,33 @@ def test_forget_all_removes_all_of_one_function_and_nothing_else(cache):
     assert new.forget_all() == 0
 
 
+def test_forget_all_leaves_functions_alone_whose_names_begin_alike(cache):
+    @cache.memoize
+    def add(a):
+        return a
+
+    @cache.memoize
+    def add_all(a):
+        return a
+
+    @cache.memoize
+    def ad(a):
+        return a
+
+    class add_up:  # noqa: N801
+        @staticmethod
+        @cache.memoize
+        def add(a):
+            return a
+
+    others = add_all, ad, add_up.add
+    for function in (add, *others):
+        function(1)
+    assert add.forget_all() == 1
+    assert not add.cached(1)
+    assert all(other.cached(1) for other in others)
+
+
 def test_versions_are_kept_apart(cache):
     old, _ = added(cache, version="old")
     new, calls = added(cache, version="new")
