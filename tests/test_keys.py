@@ -6,6 +6,7 @@ every entry under such a key unreachable.  To see what this version gives, run
 """
 
 import array
+import contextlib
 import dataclasses
 import enum
 import functools
@@ -19,6 +20,7 @@ import pickle
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import tracemalloc
 import types
@@ -36,7 +38,9 @@ import pytest
 from atomcache import Cache, KeyTypeError, _asking, _keys
 from atomcache._call_key import Calls
 from atomcache._keys import digest
+from atomcache._source import source_hash
 
+from . import golden_source
 from .crew import PATIENCE
 
 np = pytest.importorskip("numpy")
@@ -389,6 +393,35 @@ def classes():
     }
 
 
+def with_inputs():
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        cache = Cache("cache")
+        for name in ("data/a.csv", "data/deep/b.csv", "template.tex", "other.tex"):
+            Path(name).parent.mkdir(parents=True, exist_ok=True)
+            Path(name).write_bytes(name.encode())
+
+        def key(key, *inputs):
+            return cache._asking.input_key(key, cache._changed({"inputs": inputs}))
+
+        return {
+            "text": key("report", "template.tex"),
+            "text with another file": key("report", "other.tex"),
+            "text with two files": key("report", "template.tex", "other.tex"),
+            "tuple": key(("report", 1), "template.tex"),
+            "call": key(call(1), "template.tex"),
+            "folder": key("report", "data"),
+            "pattern": key("report", "data/**/*.csv", "*.tex"),
+        }
+
+
+def sources():
+    functions = golden_source.alone, golden_source.calling, golden_source.decorated
+    return {
+        **{function.__name__: source_hash(function) for function in functions},
+        "call": Calls(golden_source.alone, None, (), "source").key((1,), {}),
+    }
+
+
 def structure(*names, **options):
     return np.dtype({"names": names, "formats": ["<i2", "<f8"], **options})
 
@@ -570,6 +603,8 @@ def examples():
         "classes": classes(),
         "numpy": arrays(),
         "pandas": tables(),
+        "inputs": with_inputs(),
+        "source": sources(),
     }
     return {
         f"{group}: {name}": key for group, keys in groups.items() for name, key in keys.items()
