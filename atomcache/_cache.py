@@ -32,10 +32,11 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, Unpack, overload
 
+    from ._decorate import Memoizer, PathMemoizer
     from ._door import Door
     from ._hold import Holding
     from ._listing import BuildInfo, EntryInfo
-    from ._memoize import AsyncMemoized, Memoized, Memoizer, PathMemoizer
+    from ._memoize import AsyncMemoized, Memoized
     from ._memory import MemoryTier
     from ._options import CallOptions, DecoratorOptions, Inputs
     from ._protocol import Entry
@@ -573,7 +574,7 @@ class Cache:
         >>> parse.cached("to be", lang="en")
         True
         """
-        from ._memoize import memoizer
+        from ._decorate import memoizer
 
         decorate = memoizer(self, key, ignore, version, dict(options))
         return decorate if function is None else decorate(function)
@@ -653,7 +654,7 @@ class Cache:
         >>> greet("world").read_text()
         'hello world'
         """
-        from ._memoize import builder
+        from ._decorate import builder
 
         decorate = builder(self, name, key, ignore, version, dict(options))
         return decorate if function is None else decorate(function)
