@@ -222,9 +222,7 @@ def _hash_known(name: str) -> bytes:
     if known is None:
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "neither a file nor a folder")
-        known, found = _hash(name)
-        if time() - max(found.st_mtime, found.st_ctime) > RACY_SECONDS:
-            _remember(_version(found), known)
+        known = _hash_anew(name)[0]
     return known
 
 
@@ -271,10 +269,8 @@ class _Table:
             )
         known = _known.get(_version(found)) or self._remembered(found)
         if known is None:
-            known, found = _hash(name)
-            if time() - max(found.st_mtime, found.st_ctime) > RACY_SECONDS:
-                _remember(_version(found), known)
-                self._new = True
+            known, found = _hash_anew(name)
+            self._new = self._new or _version(found) in _known
         self._rows[_version(found)] = known
         return known
 
@@ -308,6 +304,15 @@ def _remember(version: Version, known: bytes) -> None:
     if len(_known) >= _MOST_KNOWN:
         _known.clear()
     _known[version] = known
+
+
+def _hash_anew(name: str) -> tuple[bytes, os.stat_result]:
+    """Do as `_hash`, and remember it unless a change while it was read could go untold."""
+    began = time()
+    known, found = _hash(name)
+    if began - max(found.st_mtime, found.st_ctime) > RACY_SECONDS:
+        _remember(_version(found), known)
+    return known, found
 
 
 def _hash(name: str) -> tuple[bytes, os.stat_result]:

@@ -637,6 +637,32 @@ def test_files_from_the_future_are_hashed_each_time(cache, folder, hashed, later
     assert len(hashed) == 2
 
 
+@pytest.mark.parametrize("named_by", ["call", "factory"])
+def test_a_file_that_was_new_when_its_reading_began_is_hashed_each_time(
+    cache, folder, hashed, monkeypatch, named_by
+):
+    """It may have been changed while it was read, within one tick of the clock of its times."""
+    file = folder / "a.csv"
+    clock = [time.time()]
+    hash_file = _inputs._hash
+
+    def slowly(name):
+        found = hash_file(name)
+        clock[0] += 60
+        return found
+
+    monkeypatch.setattr(_inputs, "_hash", slowly)
+    monkeypatch.setattr(_inputs, "time", lambda: clock[0])
+
+    for number in (1, 2):
+        clock[0] = time.time()
+        if named_by == "call":
+            cache.get("key", inputs=[file])
+        else:
+            cache.refresh("key", lambda: current_build().input(file))
+        assert len(hashed) == number
+
+
 @pytest.mark.skipif(os.name != "posix", reason="ctime is that of the change on POSIX only")
 def test_a_change_that_keeps_size_and_mtime_is_noticed(crew, cache, folder, later):
     file = folder / "a.csv"
