@@ -15,7 +15,8 @@ functions.
 The source is read at the first call.  A process that outlived an edit must not store what
 its old code computes as a result of the new, so what the file compiles to is compared with
 the code that runs.  That does not tell default values, arguments of decorators or constants
-of classes that were edited meanwhile.
+of classes that were edited meanwhile.  Of a function whose assertions pytest has rewritten, only
+name and line are compared.
 
 Who calls it: decorated functions, once per process.  What may go wrong: `OptionError`
 where there is no source, as for functions typed in at a prompt, or it is not what runs.
@@ -138,7 +139,16 @@ def _code_of_method(method: Any) -> CodeType | None:
 
 def _same(code: CodeType, other: CodeType) -> bool:
     """Compare code, wherever in its file it stands."""
-    return code.co_qualname == other.co_qualname and _placeless(code) == _placeless(other)
+    if code.co_qualname != other.co_qualname:
+        return False
+    if _has_asserts_of_pytest(other):
+        return code.co_firstlineno == other.co_firstlineno
+    return _placeless(code) == _placeless(other)
+
+
+def _has_asserts_of_pytest(code: CodeType) -> bool:
+    """Tell whether pytest has put code of its own in the place of ``assert`` statements."""
+    return "@pytest_ar" in code.co_names or any(map(_has_asserts_of_pytest, _codes(code)))
 
 
 def _placeless(code: CodeType) -> CodeType:

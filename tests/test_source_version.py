@@ -412,6 +412,45 @@ def test_a_process_that_runs_old_code_stores_nothing_under_the_new_codes_key(
     assert "version of your own" in said
 
 
+CHECKED = """
+from atomcache import Cache
+from atomcache._keys import digest
+
+cache = Cache("cache")
+
+
+def checked(net):
+    def check(each):
+        assert each > 0
+        return each
+
+    return check(net)
+
+
+class Receipt:
+    def cost(self):
+        assert self
+        return 1
+
+
+@cache.memoize(version="source")
+def price(net):
+    assert net, "free"
+    return checked(net) + Receipt().cost()
+
+
+def test_price():
+    print("key", digest(b"v", price.key(1)).hex())
+"""
+
+
+def test_assertions_that_pytest_rewrites_leave_the_key(tmp_path):
+    write(tmp_path, {"test_prices.py": CHECKED})
+    plain = run(tmp_path, "import test_prices; test_prices.test_price()")
+    said = run(tmp_path, "import pytest; print(pytest.main(['-sq', '-p', 'no:cacheprovider']))")
+    assert plain in said.splitlines()
+
+
 def test_a_file_that_is_gone_has_no_source(tmp_path):
     write(tmp_path, SHOP)
     said = run(
