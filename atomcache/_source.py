@@ -182,9 +182,16 @@ def _write(node: Any) -> str:
     for name, value in ast.iter_fields(node):
         if name == "body" and _has_docstring(node):
             value = value[1:]
+        if name == "values" and isinstance(node, ast.JoinedStr):
+            value = [each for each in value if not _is_empty_text(each)]
         if value not in (None, []) and name not in ("ctx", "kind", "type_comment"):
             fields.append(f"{name}={_write(value)}")
     return f"{type(node).__name__}({' '.join(fields)})"
+
+
+def _is_empty_text(node: ast.AST) -> bool:
+    """Tell whether a part of an f-string is what some releases of Python put between others."""
+    return isinstance(node, ast.Constant) and node.value == ""
 
 
 def _has_docstring(node: ast.AST) -> bool:

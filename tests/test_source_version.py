@@ -1,12 +1,13 @@
 """With ``version="source"`` a key changes with what the code does, and with nothing else."""
 
+import ast
 import os
 import subprocess
 import sys
 
 import pytest
 
-from atomcache import OptionError
+from atomcache import OptionError, _source
 
 SHOP = {
     "other.py": """
@@ -209,6 +210,17 @@ def test_an_edit_of_what_the_code_does_changes_the_key(tmp_path, key, name, old,
 )
 def test_an_edit_of_anything_else_leaves_the_key(tmp_path, key, name, old, new):
     assert key_after(tmp_path, name, old, new) == key
+
+
+def test_empty_parts_of_f_strings_which_some_pythons_add_do_not_count():
+    """Python 3.12.1 has an empty constant behind the width of ``{x:>{w}}``."""
+    tree = ast.parse("f'{x:>{w}}!'")
+    other = ast.parse("f'{x:>{w}}!'")
+    for node in ast.walk(other):
+        if isinstance(node, ast.JoinedStr):
+            node.values.append(ast.Constant(""))
+    assert _source._write(other) == _source._write(tree)
+    assert _source._write(ast.parse("f'{x:>{w}}?'")) != _source._write(tree)
 
 
 def test_code_can_move_within_its_file(tmp_path, key):
