@@ -545,7 +545,8 @@ class Cache:
         version : str or int, optional
             Part of every key: change it when the function computes something else.
             ``"source"`` stands for a hash of the function's source and of the module-level
-            functions and classes of the same package that it names.
+            functions, classes and constants of the same package that it names; not of what it
+            reaches through objects (``self.helper()``), by imports in functions, or as a closure.
         **options
             As documented in `Options`; `inputs` may be a function of the arguments, as `key` is.
 

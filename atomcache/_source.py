@@ -1,21 +1,16 @@
 """A hash of what a function does, by its source.
 
 What it is for: ``version="source"`` makes a decorated function's entries depend on its
-code and on that of the functions and classes of the same package that it names, and so
+code and on that of the functions, classes and constants of the same package that it names, and so
 on, so that editing the code builds anew.  What is hashed is the syntax tree: comments, layout
 and docstrings don't count, and neither do the decorators of the function itself (the
 options of its cache are not what it computes).  The tree is written down in a way that
-does not change with Python's version.
-
-What is followed: names at module level, also behind modules (``shapes.area``), of the
-top-level package that the function is from; wrappers and what they wrap.  What is not:
-module-level constants, methods that are reached through objects, names imported inside
-functions.
+does not change with Python's version.  What names lead to is found by `_source_names`.
 
 The source is read at the first call.  A process that outlived an edit must not store what
 its old code computes as a result of the new, so what the file compiles to is compared with
 the code that runs.  That does not tell default values, arguments of decorators or constants
-of classes that were edited meanwhile.  Of a function whose assertions pytest has rewritten, only
+that were edited meanwhile.  Of a function whose assertions pytest has rewritten, only
 name and line are compared.
 
 Who calls it: decorated functions, once per process.  What may go wrong: `OptionError`
@@ -28,12 +23,22 @@ import ast
 import hashlib
 import inspect
 import linecache
-import sys
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 from ._errors import OptionError
-from ._keys import name_of
+from ._source_names import (
+    Assigned,
+    followed,
+    gives,
+    label,
+    named,
+    names_of,
+    own_layers,
+    package_of,
+    path_of,
+    statements,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,31 +57,45 @@ def source_hash(function: Any) -> str:
     OptionError
         If the source of a function or class can't be found, or is not what runs.
     """
-    package = _package_of(inspect.unwrap(function))
-    own = _layers(function, package)
+    package = package_of(inspect.unwrap(function))
+    own = own_layers(function, package)
     if not own:
         raise _sourceless(function, "it is not written in Python")
     files: dict[str, _File] = {}
-    seen: dict[int, Any] = {}  # by identity: what one decorator returns has one name
+    seen: dict[object, Any] = {}
     written = set()
-    ahead = list(own)
+    ahead = followed(function, package)
     while ahead:
         each = ahead.pop()
-        if id(each) in seen:
+        # By identity: what one decorator returns has one name.
+        mark = each if isinstance(each, Assigned) else id(each)
+        if mark in seen:
             continue
-        seen[id(each)] = each
-        names = _names_of(each)
-        path = _path_of(each)
-        if path not in files:
-            files[path] = _File(each, path, names)
-        nodes = files[path].find(each)
+        seen[mark] = each
+        file = _open(each, files)
+        nodes = [] if file is None else file.find(each)
         for node in nodes:
             if each in own and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 node.decorator_list = []
-            ahead += _named(node, names, package)
-        written.add(f"{name_of(each)}: {_write(nodes)}")
+            ahead += named(node, each, package)
+        nodes = [node for node in nodes if not isinstance(node, ast.ImportFrom)]
+        if nodes:
+            written.add(f"{label(each)}: {_write(nodes)}")
     text = "\n".join(sorted(written))
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def _open(thing: Any, files: dict[str, _File]) -> _File | None:
+    """Return the file that a thing is from; `None` for a constant from where no source is."""
+    path = path_of(thing)
+    if path not in files:
+        try:
+            files[path] = _File(thing, path, names_of(thing))
+        except OptionError:
+            if not isinstance(thing, Assigned):
+                raise
+            return None
+    return files[path]
 
 
 class _File:
@@ -96,12 +115,24 @@ class _File:
         self._path = path
 
     def find(self, thing: Any) -> list[ast.AST]:
-        """Return the definition of a function or class; several if they are alike."""
+        """Return the definition of a function or class; several if they are alike.
+
+        Of a constant, and of a class that is made by a call, as by `namedtuple`: all statements
+        that give something to the name, or import it.
+        """
+        if isinstance(thing, Assigned):
+            return [each for each in statements(self._tree) if gives(each, thing.name)]
         found = [code for code in self._codes if _is_code_of(code, thing)]
+        if not found and isinstance(thing, type):
+            made: list[ast.AST] = [
+                each for each in statements(self._tree) if gives(each, thing.__name__)
+            ]
+            if made:
+                return made
         if not found:
             raise OptionError(
                 f'version="source" can\'t be told: {self._path!r} no longer holds the code of '
-                f"{name_of(thing)} that runs here. Restart the process if the file was edited "
+                f"{label(thing)} that runs here. Restart the process if the file was edited "
                 "since it was loaded, else give a version of your own"
             )
         places = {(code.co_name, code.co_firstlineno) for code in found}
@@ -167,7 +198,7 @@ def _place(node: ast.AST) -> tuple[str, int] | None:
 
 def _sourceless(thing: Any, why: str) -> OptionError:
     return OptionError(
-        f'version="source" needs the source of {name_of(thing)}, which can\'t be found: {why}. '
+        f'version="source" needs the source of {label(thing)}, which can\'t be found: {why}. '
         "Give a version of your own"
     )
 
@@ -197,55 +228,3 @@ def _is_empty_text(node: ast.AST) -> bool:
 def _has_docstring(node: ast.AST) -> bool:
     kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
     return isinstance(node, kinds) and ast.get_docstring(node, clean=False) is not None
-
-
-def _layers(thing: Any, package: str) -> list[Any]:
-    """Return a function or class, and what it wraps, as far as it is from a package."""
-    if not callable(thing):
-        return []
-    layers: list[Any] = []
-    layers.append(inspect.unwrap(thing, stop=layers.append))
-    return [
-        layer
-        for layer in layers
-        if isinstance(layer, FunctionType | type) and _package_of(layer) == package
-    ]
-
-
-def _package_of(thing: Any) -> str:
-    """Return the top-level package that something is from; wrappers have a borrowed module."""
-    borrowed = getattr(thing, "__module__", None)
-    module = thing.__globals__.get("__name__") if isinstance(thing, FunctionType) else borrowed
-    return str(module).partition(".")[0]
-
-
-def _path_of(thing: Any) -> str:
-    """Return the path of a function's or class's source file, or what stands for one."""
-    if isinstance(thing, FunctionType):
-        return thing.__code__.co_filename
-    return getattr(sys.modules.get(thing.__module__), "__file__", None) or ""
-
-
-def _names_of(thing: Any) -> dict[str, Any]:
-    """Return what the names in a function's or class's code lead to."""
-    if isinstance(thing, FunctionType):
-        return {**thing.__globals__, **inspect.getclosurevars(thing).nonlocals}
-    return vars(sys.modules[thing.__module__]) if thing.__module__ in sys.modules else {}
-
-
-def _named(tree: ast.AST, names: dict[str, Any], package: str) -> list[Any]:
-    """Return the functions and classes of a package that some code names."""
-    found = []
-    for node in ast.walk(tree):
-        found += _layers(_resolve(node, names), package)
-    return found
-
-
-def _resolve(node: ast.AST, names: dict[str, Any]) -> Any:
-    if isinstance(node, ast.Name):
-        return names.get(node.id)
-    if isinstance(node, ast.Attribute):
-        module = _resolve(node.value, names)
-        if isinstance(module, ModuleType):
-            return vars(module).get(node.attr)
-    return None

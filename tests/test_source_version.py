@@ -223,6 +223,193 @@ def test_empty_parts_of_f_strings_which_some_pythons_add_do_not_count():
     assert _source._write(ast.parse("f'{x:>{w}}?'")) != _source._write(tree)
 
 
+BEHIND = {
+    "shop/__init__.py": "",
+    "shop/prices.py": """
+import functools
+from collections import namedtuple
+from math import pi
+
+from atomcache import Cache
+
+from . import rates
+from .rates import FEE as fee, UNUSED
+from .rates import *
+
+cache = Cache("cache", max_age=60)
+STEP = 10
+WIDTH: int = 4
+WIDTH += 0
+ELSE = 1
+Size = namedtuple("Size", "width")
+
+
+def scale(factor, net):
+    return net * factor
+
+
+def add(net):
+    return net + 20
+
+
+def take(net):
+    return net - 30
+
+
+def half_off(net):
+    return net / 2
+
+
+double = functools.partial(scale, 2)
+KINDS = {"plain": [add], "sale": (take,)}
+
+
+def lift(net):
+    return net + 90
+
+
+KINDS["plain"].append(lift)
+
+
+def handle(net):
+    return 40
+
+
+HANDLERS = {}
+
+
+def register(name):
+    return functools.partial(HANDLERS.setdefault, name)
+
+
+register("late")(half_off)
+
+
+def bound(factor):
+    return lambda function: functools.partial(function, factor)
+
+
+@bound(2)
+def raised(factor, net):
+    return net ** factor
+
+
+@functools.singledispatch
+def stamp(net):
+    return 50
+
+
+@stamp.register
+def _(net: int):
+    return 60
+
+
+@cache.memoize(version="source")
+def price(net):
+    cached = handle = cache.get("none", 0)
+    net = double(net) + KINDS["plain"][0](net) + HANDLERS["late"](net) + stamp(net) + cached
+    net += raised(net)
+    return net * STEP * fee * rates.TAX * EXTRA * pi * WIDTH * Size(1).width
+""",
+    "shop/rates.py": """
+__all__ = ["EXTRA"]
+FEE = 1
+UNUSED = 2
+BASE = 70
+try:
+    TAX = BASE + 3
+except ValueError:
+    TAX = 4
+EXTRA = 5
+""",
+}
+
+
+def key_behind(folder, name, old, new):
+    assert BEHIND[name].count(old) == 1
+    write(folder, {**BEHIND, name: BEHIND[name].replace(old, new)})
+    return run(folder, PRINT_KEY)
+
+
+@pytest.fixture(scope="module")
+def key_of_behind(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("behind")
+    write(folder, BEHIND)
+    return run(folder, PRINT_KEY)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("shop/prices.py", "net * factor", "net + factor"),
+        ("shop/prices.py", "net ** factor", "net - factor"),
+        ("shop/prices.py", "partial(scale, 2)", "partial(scale, 3)"),
+        ("shop/prices.py", "net + 20", "net + 21"),
+        ("shop/prices.py", "net - 30", "net - 31"),
+        ("shop/prices.py", "net + 90", "net + 91"),
+        ("shop/prices.py", "net / 2", "net / 3"),
+        ("shop/prices.py", "return 50", "return 51"),
+        ("shop/prices.py", "return 60", "return 61"),
+        ("shop/prices.py", "net: int", "net: float"),
+        ("shop/prices.py", "STEP = 10", "STEP = 11"),
+        ("shop/prices.py", "WIDTH += 0", "WIDTH += 1"),
+        ("shop/prices.py", '"width")', '"width height", defaults=[1])'),
+        ("shop/rates.py", "FEE = 1", "FEE = 2"),
+        ("shop/rates.py", "TAX = 4", "TAX = 5"),
+        ("shop/rates.py", "BASE = 70", "BASE = 71"),
+        ("shop/rates.py", "EXTRA = 5", "EXTRA = 6"),
+    ],
+    ids=[
+        "partial",
+        "partial that a decorator makes",
+        "argument of a partial",
+        "in a list in a dict",
+        "in a tuple in a dict",
+        "put in a list later",
+        "put in a dict later",
+        "dispatching",
+        "dispatched to",
+        "type that is dispatched on",
+        "constant",
+        "constant that is added to",
+        "named tuple",
+        "constant under another name",
+        "constant behind a module",
+        "constant of a constant",
+        "constant imported by a star",
+    ],
+)
+def test_what_is_reached_by_a_value_of_the_module_counts(tmp_path, key_of_behind, name, old, new):
+    assert key_behind(tmp_path, name, old, new) != key_of_behind
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("shop/prices.py", "ELSE = 1", "ELSE = 2"),
+        ("shop/prices.py", "STEP = 10", "STEP = 10  # per piece"),
+        ("shop/prices.py", "return 40", "return 41"),
+        ("shop/prices.py", "max_age=60", "max_age=70"),
+        ("shop/prices.py", "fee, UNUSED", "fee"),
+        ("shop/rates.py", "UNUSED = 2", "UNUSED = 3"),
+        ("shop/rates.py", "FEE = 1", "SOME = 7\nFEE = 1"),
+    ],
+    ids=[
+        "constant that is not named",
+        "comment",
+        "function that is not named",
+        "options of a cache",
+        "import of something else",
+        "imported constant that is not named",
+        "new constant",
+    ],
+)
+def test_values_of_the_module_that_are_not_reached_leave_the_key(
+    tmp_path, key_of_behind, name, old, new
+):
+    assert key_behind(tmp_path, name, old, new) == key_of_behind
+
+
 def test_code_can_move_within_its_file(tmp_path, key):
     moved = SHOP["shop/prices.py"].replace("cache = Cache", "\n\nelse_where = 1\ncache = Cache")
     write(tmp_path, {**SHOP, "shop/prices.py": moved})
