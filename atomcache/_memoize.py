@@ -291,7 +291,12 @@ class Memoized(_Decorated[P, R]):
 
 
 class AsyncMemoized(_Decorated[P, R]):
-    """A decorated coroutine function; made by `Cache.memoize` and `Cache.builder`."""
+    """A decorated coroutine function; made by `Cache.memoize` and `Cache.builder`.
+
+    Only calls and `refresh` leave what takes long to threads: `key`, `cached`, `peek` and `forget`
+    are no coroutines and hash inputs in the calling thread, so with large inputs call them by
+    ``asyncio.to_thread``.
+    """
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
