@@ -105,7 +105,8 @@ class Build:
         OptionError
             If it is no path.
         """
-        from ._inputs import absolute, hash_input
+        from ._input_files import absolute
+        from ._inputs import hash_input
         from ._options import paths
 
         name = absolute(paths("input", [path])[0])

@@ -12,6 +12,8 @@ A build may only be kept under the content that it has read: if an input changes
 the factory begins, the call starts over with the new content; if it changes while the
 factory runs, the result is returned but not stored.
 
+Which files a set of inputs stands for is told by `_input_files`.
+
 Who calls it: `Cache` and decorated functions, for calls with ``inputs``.  What may go
 wrong: `MissingInputError` for what is not there, `InputError` for what can't be read.
 """
@@ -19,16 +21,14 @@ wrong: `MissingInputError` for what is not there, `InputError` for what can't be
 from __future__ import annotations
 
 import errno
-import glob
 import hashlib
 import os
-import re
 import stat
-from pathlib import PurePath
 from time import time
 
-from ._errors import DontStore, InputError, MissingInputError
+from ._errors import DontStore, InputError
 from ._flight import GivenUp
+from ._input_files import look, no_file, things_of, unreadable, walk
 from ._keys import describe
 from ._log import logger
 from ._publish import MISS
@@ -36,7 +36,7 @@ from ._value import RACY_SECONDS, ValueEntry, read
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable
     from typing import Any
 
     from ._layout import Layout
@@ -158,50 +158,20 @@ class Snapshot:
     def _look(self) -> tuple[tuple[str, bytes], ...]:
         table = _Table(self._layout, self._options, self._inputs)
         found = {}
-        for name, content in self._things():
-            try:
-                found[name] = table.hash(name) if content is None else content
-            except InputError:
-                raise
-            except OSError as error:
-                raise _unreadable(name, error) from error
+        for name, thing in things_of(self._inputs):
+            found[name] = thing if isinstance(thing, bytes) else table.hash(name, thing)
         table.save()
         return tuple(sorted(found.items()))
-
-    def _things(self) -> Iterator[tuple[str, bytes | None]]:
-        """Yield the name of each file, as given or as found, with slashes on every system.
-
-        What is no file, but counts, comes with what stands for its content.
-        """
-        for given in self._inputs:
-            if glob.has_magic(given) and not os.path.lexists(given):
-                matches = [m for m in glob.iglob(given, recursive=True) if os.path.isfile(m)]
-                if not matches:
-                    raise _missing(given, "matches no file")
-                yield from ((_slashes(match), None) for match in matches)
-            elif os.path.isdir(given):
-                yield from _walk(given)
-            elif os.path.exists(given):
-                yield _slashes(given), None
-            else:
-                raise _missing(given, "is not there")
 
 
 def hash_input(path: str) -> bytes:
     """Return one hash for a file, or for a folder with the names and files in it."""
-    if not os.path.isdir(path):
-        if not os.path.lexists(path):
-            raise _missing(path, "is not there")
-        try:
-            return _hash_known(path)
-        except OSError as error:
-            raise _unreadable(path, error) from error
+    found = look(path)
+    if not stat.S_ISDIR(found.st_mode):
+        return _hash_known(path, found)
     whole = _hasher()
-    for name, content in sorted(_walk(path), key=lambda thing: thing[0]):
-        try:
-            known = _hash_known(name) if content is None else content
-        except OSError as error:
-            raise _unreadable(name, error) from error
+    for name, thing in sorted(walk(path), key=lambda each: each[0]):
+        known = thing if isinstance(thing, bytes) else _hash_known(name, thing)
         whole.update(os.fsencode(name) + b"\0" + known + b"\0")
     digest: bytes = whole.digest()
     return digest
@@ -215,15 +185,10 @@ def unchanged(inputs: dict[str, bytes]) -> bool:
         return False
 
 
-def _hash_known(name: str) -> bytes:
+def _hash_known(name: str, found: os.stat_result) -> bytes:
     """Return a file's hash, from this process's memory if the file is as it was."""
-    found = os.stat(name)
     known = _known.get(_version(found))
-    if known is None:
-        if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "neither a file nor a folder")
-        known = _hash_anew(name)[0]
-    return known
+    return _hash_anew(name, found)[0] if known is None else known
 
 
 class _Finished:
@@ -258,18 +223,11 @@ class _Table:
         self._rows: dict[Version, bytes] = {}
         self._new = False
 
-    def hash(self, name: str) -> bytes:
+    def hash(self, name: str, found: os.stat_result) -> bytes:
         """Return the hash of a file's content, from memory if the file is as it was."""
-        found = os.stat(name)
-        if not stat.S_ISREG(found.st_mode):
-            raise InputError(
-                errno.EINVAL,
-                f"the input {name!r} is neither a file nor a folder. Leave it out of the inputs",
-                absolute(name),
-            )
         known = _known.get(_version(found)) or self._remembered(found)
         if known is None:
-            known, found = _hash_anew(name)
+            known, found = _hash_anew(name, found)
             self._new = self._new or _version(found) in _known
         self._rows[_version(found)] = known
         return known
@@ -306,10 +264,15 @@ def _remember(version: Version, known: bytes) -> None:
     _known[version] = known
 
 
-def _hash_anew(name: str) -> tuple[bytes, os.stat_result]:
+def _hash_anew(name: str, found: os.stat_result) -> tuple[bytes, os.stat_result]:
     """Do as `_hash`, and remember it unless a change while it was read could go untold."""
+    if not stat.S_ISREG(found.st_mode):
+        raise no_file(name)
     began = time()
-    known, found = _hash(name)
+    try:
+        known, found = _hash(name)
+    except OSError as error:
+        raise unreadable(name, error) from error
     if began - max(found.st_mtime, found.st_ctime) > RACY_SECONDS:
         _remember(_version(found), known)
     return known, found
@@ -328,71 +291,3 @@ def _hasher() -> Any:
 
 def _version(found: os.stat_result) -> Version:
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-
-
-def _walk(folder: str) -> Iterator[tuple[str, bytes | None]]:
-    """Yield what is below a folder; for an empty folder, the folder with a slash.
-
-    A link to a file counts as that file.  Any other counts by where it points to: what is
-    there may be anything, such as a folder around this one.
-    """
-    try:
-        with os.scandir(folder) as scanned:
-            found = list(scanned)
-    except OSError as error:
-        raise _unreadable(folder, error) from error
-    if not found:
-        yield _slashes(folder) + "/", b""
-    for each in found:
-        if each.is_dir(follow_symlinks=False):
-            yield from _walk(each.path)
-        elif each.is_symlink() and not os.path.isfile(each.path):
-            yield _slashes(each.path), _hash_link(each.path)
-        else:
-            yield _slashes(each.path), None
-
-
-def _hash_link(name: str) -> bytes:
-    """Return a hash of where a link points to, which is that of no file's content."""
-    try:
-        target = os.fsencode(os.readlink(name))
-    except OSError as error:
-        raise _unreadable(name, error) from error
-    return hashlib.blake2b(target, digest_size=20, person=b"link").digest()
-
-
-def _slashes(name: str) -> str:
-    """Return a name with slashes, and without parts that lead nowhere.
-
-    ``..`` stays: after a link it leads elsewhere than back.
-    """
-    name = name.replace(os.sep, "/")
-    return PurePath(name).as_posix() if _ODD(name) else name
-
-
-_ODD = re.compile(r"(?:^|/)\.(?:/|$)|//|/$").search
-
-
-def absolute(name: str) -> str:
-    """Return a name from the root that leads to the same file; see `_slashes` on ``..``."""
-    return os.path.abspath(name) if os.name == "nt" else os.path.join(os.getcwd(), name)
-
-
-def _unreadable(name: str, error: OSError) -> InputError:
-    """Return the error of an input that can't be read, or is gone."""
-    if isinstance(error, FileNotFoundError):
-        return _missing(name, "was there a moment ago, and is gone")
-    return InputError(
-        error.errno or errno.EIO,
-        f"the input {name!r} can't be read: {error.strerror or error}. Make it readable, or "
-        "leave it out of the inputs",
-        absolute(name),
-    )
-
-
-def _missing(name: str, why: str) -> MissingInputError:
-    return MissingInputError(
-        errno.ENOENT,
-        f"the input {name!r} {why}. Make it first, or leave it out of the inputs",
-        absolute(name),
-    )

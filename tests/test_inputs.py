@@ -600,6 +600,64 @@ def test_a_second_look_at_unchanged_files_hashes_none(crew, cache, tmp_path, has
     assert list(table.parent.iterdir()) == [table]
 
 
+@pytest.fixture
+def stats(monkeypatch):
+    """Return the names that the system is asked about from now on, without times of opening."""
+    names = []
+
+    def counting(step):
+        def asked(name, *given, **how):
+            if isinstance(name, str):
+                names.append(name)
+            return step(name, *given, **how)
+
+        return asked
+
+    monkeypatch.setattr(os, "stat", counting(os.stat))
+    monkeypatch.setattr(os, "lstat", counting(os.lstat))
+    return names
+
+
+@pytest.mark.parametrize("given", ["folder", "pattern", "paths", "links"])
+def test_a_second_look_costs_one_stat_for_each_unchanged_file(
+    cache, tmp_path, hashed, later, stats, given
+):
+    files = sorted(many(tmp_path / "many", 50).iterdir())
+    (tmp_path / "links").mkdir()
+    for file in files:
+        (tmp_path / "links" / file.name).symlink_to(file)
+    inputs = {
+        "folder": [tmp_path / "many"],
+        "pattern": [f"{tmp_path}/many/*"],
+        "paths": files,
+        "links": [tmp_path / "links"],
+    }[given]
+    ask = counted(cache, *inputs)
+    ask()
+    del hashed[:], stats[:]
+    assert ask() == 1
+    assert hashed == []
+    in_folders = [
+        name for name in stats if name.startswith(f"{tmp_path}/") and "cache" not in name
+    ]
+    asked_of = [os.path.basename(name) for name in in_folders]
+    assert sorted(name for name in asked_of if name.isdigit()) == sorted(f.name for f in files)
+    assert len([name for name in asked_of if not name.isdigit()]) <= 1
+
+
+def test_a_hit_costs_one_stat_for_a_file_that_its_factory_named(cache, folder, later, stats):
+    file = str(folder / "a.csv")
+
+    def read():
+        current_build().input(file)
+        return 1
+
+    cache.get_or_create("key", read)
+    del stats[:]
+    assert cache.get_or_create("key", read) == 1
+    assert stats.count(file) == 1
+
+
 def test_a_damaged_table_costs_hashes_and_changes_nothing(crew, cache, folder, hashed, later):
     ask = counted(cache, folder)
     ask()

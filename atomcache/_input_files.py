@@ -1,0 +1,153 @@
+"""Which files a set of inputs stands for.
+
+What it is for: a path stands for a file, or for a folder with all that is below it; a pattern
+stands for the files that match.  Each is looked at once, by one stat, and handed on under its name
+together with what was seen.
+
+Who calls it: `_inputs`, at each look.  What may go wrong: `MissingInputError` for what is not
+there, `InputError` for what can't be read or is no file.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import hashlib
+import os
+import re
+import stat
+from pathlib import PurePath
+
+from ._errors import InputError, MissingInputError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    Thing = tuple[str, bytes | os.stat_result]
+    """A name with slashes on every system, and what the file of that name is like; or, where it
+    is no file but counts, what stands for its content."""
+
+
+def things_of(inputs: Iterable[str]) -> Iterator[Thing]:
+    """Yield all files that some paths and patterns stand for, by names as given or as found."""
+    for given in inputs:
+        if glob.has_magic(given) and not os.path.lexists(given):
+            yield from _matching(given)
+            continue
+        found = look(given)
+        if stat.S_ISDIR(found.st_mode):
+            yield from walk(given)
+        else:
+            yield _slashes(given), found
+
+
+def _matching(pattern: str) -> Iterator[Thing]:
+    number = 0
+    for name in glob.iglob(pattern, recursive=True):
+        found = _stat_file(name)
+        if found is not None:
+            number += 1
+            yield _slashes(name), found
+    if not number:
+        raise _missing(pattern, "matches no file")
+
+
+def look(given: str) -> os.stat_result:
+    """Return what an input is like."""
+    try:
+        return os.stat(given)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        raise _missing(given, "is not there") from None
+    except OSError as error:
+        raise unreadable(given, error) from error
+
+
+def _stat_file(name: str) -> os.stat_result | None:
+    """Return what a file is like; `None` for anything else."""
+    try:
+        found = os.stat(name)
+    except OSError:
+        return None
+    return found if stat.S_ISREG(found.st_mode) else None
+
+
+def walk(folder: str) -> Iterator[Thing]:
+    """Yield what is below a folder; for an empty folder, the folder with a slash.
+
+    A link to a file counts as that file.  Any other counts by where it points to: what is
+    there may be anything, such as a folder around this one.
+    """
+    try:
+        with os.scandir(folder) as scanned:
+            below = list(scanned)
+    except OSError as error:
+        raise unreadable(folder, error) from error
+    if not below:
+        yield _slashes(folder) + "/", b""
+    for each in below:
+        if each.is_dir(follow_symlinks=False):
+            yield from walk(each.path)
+        elif each.is_symlink():
+            found = _stat_file(each.path)
+            yield _slashes(each.path), found or _hash_link(each.path)
+        else:
+            try:
+                yield _slashes(each.path), os.stat(each.path)
+            except OSError as error:
+                raise unreadable(each.path, error) from error
+
+
+def _hash_link(name: str) -> bytes:
+    """Return a hash of where a link points to, which is that of no file's content."""
+    try:
+        target = os.fsencode(os.readlink(name))
+    except OSError as error:
+        raise unreadable(name, error) from error
+    return hashlib.blake2b(target, digest_size=20, person=b"link").digest()
+
+
+def _slashes(name: str) -> str:
+    """Return a name with slashes, and without parts that lead nowhere.
+
+    ``..`` stays: after a link it leads elsewhere than back.
+    """
+    name = name.replace(os.sep, "/")
+    return PurePath(name).as_posix() if _ODD(name) else name
+
+
+_ODD = re.compile(r"(?:^|/)\.(?:/|$)|//|/$").search
+
+
+def absolute(name: str) -> str:
+    """Return a name from the root that leads to the same file; see `_slashes` on ``..``."""
+    return os.path.abspath(name) if os.name == "nt" else os.path.join(os.getcwd(), name)
+
+
+def unreadable(name: str, error: OSError) -> InputError:
+    """Return the error of an input that can't be read, or is gone."""
+    if isinstance(error, FileNotFoundError):
+        return _missing(name, "was there a moment ago, and is gone")
+    return InputError(
+        error.errno or errno.EIO,
+        f"the input {name!r} can't be read: {error.strerror or error}. Make it readable, or "
+        "leave it out of the inputs",
+        absolute(name),
+    )
+
+
+def no_file(name: str) -> InputError:
+    """Return the error of an input that is something else, such as a device."""
+    return InputError(
+        errno.EINVAL,
+        f"the input {name!r} is neither a file nor a folder. Leave it out of the inputs",
+        absolute(name),
+    )
+
+
+def _missing(name: str, why: str) -> MissingInputError:
+    return MissingInputError(
+        errno.ENOENT,
+        f"the input {name!r} {why}. Make it first, or leave it out of the inputs",
+        absolute(name),
+    )
