@@ -101,15 +101,16 @@ class Build:
         Raises
         ------
         MissingInputError, InputError
-            If it is not there or can't be read.
+            If it is not there, can't be read, or is a folder around the cache's entries.
         OptionError
             If it is no path.
         """
-        from ._input_files import absolute
+        from ._input_files import absolute, refuse_around
         from ._inputs import hash_input
         from ._options import paths
 
         name = absolute(paths("input", [path])[0])
+        refuse_around(name, os.path.dirname(os.path.dirname(self._path)))
         self.inputs[name] = hash_input(name)
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:

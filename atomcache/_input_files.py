@@ -2,7 +2,8 @@
 
 What it is for: a path stands for a file, or for a folder with all that is below it; a pattern
 stands for the files that match.  Each is looked at once, by one stat, and handed on under its name
-together with what was seen.
+together with what was seen.  A cache may stand among its own inputs: what it keeps there changes
+with each build, and does not count.
 
 Who calls it: `_inputs`, at each look.  What may go wrong: `MissingInputError` for what is not
 there, `InputError` for what can't be read or is no file.
@@ -29,22 +30,31 @@ if TYPE_CHECKING:
     is no file but counts, what stands for its content."""
 
 
-def things_of(inputs: Iterable[str]) -> Iterator[Thing]:
-    """Yield all files that some paths and patterns stand for, by names as given or as found."""
+def things_of(inputs: Iterable[str], own: str) -> Iterator[Thing]:
+    """Yield all files that some paths and patterns stand for, by names as given or as found.
+
+    Parameters
+    ----------
+    own
+        The folder of the cache's entries, which only counts where an input is inside.
+    """
     for given in inputs:
         if glob.has_magic(given) and not os.path.lexists(given):
-            yield from _matching(given)
+            yield from _matching(given, own + os.sep)
             continue
         found = look(given)
         if stat.S_ISDIR(found.st_mode):
-            yield from walk(given)
+            yield from walk(given, _stat(own))
         else:
             yield _slashes(given), found
 
 
-def _matching(pattern: str) -> Iterator[Thing]:
+def _matching(pattern: str, own: str) -> Iterator[Thing]:
     number = 0
+    inside = os.path.abspath(pattern).startswith(own)
     for name in glob.iglob(pattern, recursive=True):
+        if not inside and os.path.abspath(name).startswith(own):
+            continue
         found = _stat_file(name)
         if found is not None:
             number += 1
@@ -65,14 +75,18 @@ def look(given: str) -> os.stat_result:
 
 def _stat_file(name: str) -> os.stat_result | None:
     """Return what a file is like; `None` for anything else."""
+    found = _stat(name)
+    return found if found is not None and stat.S_ISREG(found.st_mode) else None
+
+
+def _stat(name: str) -> os.stat_result | None:
     try:
-        found = os.stat(name)
+        return os.stat(name)
     except OSError:
         return None
-    return found if stat.S_ISREG(found.st_mode) else None
 
 
-def walk(folder: str) -> Iterator[Thing]:
+def walk(folder: str, own: os.stat_result | None = None) -> Iterator[Thing]:
     """Yield what is below a folder; for an empty folder, the folder with a slash.
 
     A link to a file counts as that file.  Any other counts by where it points to: what is
@@ -80,14 +94,14 @@ def walk(folder: str) -> Iterator[Thing]:
     """
     try:
         with os.scandir(folder) as scanned:
-            below = list(scanned)
+            below = [each for each in scanned if own is None or not _is_folder(each, own)]
     except OSError as error:
         raise unreadable(folder, error) from error
     if not below:
         yield _slashes(folder) + "/", b""
     for each in below:
         if each.is_dir(follow_symlinks=False):
-            yield from walk(each.path)
+            yield from walk(each.path, own)
         elif each.is_symlink():
             found = _stat_file(each.path)
             yield _slashes(each.path), found or _hash_link(each.path)
@@ -96,6 +110,14 @@ def walk(folder: str) -> Iterator[Thing]:
                 yield _slashes(each.path), os.stat(each.path)
             except OSError as error:
                 raise unreadable(each.path, error) from error
+
+
+def _is_folder(entry: os.DirEntry[str], other: os.stat_result) -> bool:
+    """Tell whether a folder is another one, which its number rules out without a stat."""
+    if not entry.is_dir(follow_symlinks=False) or entry.inode() != other.st_ino:
+        return False
+    found = _stat(entry.path)
+    return found is not None and os.path.samestat(found, other)
 
 
 def _hash_link(name: str) -> bytes:
@@ -122,6 +144,17 @@ _ODD = re.compile(r"(?:^|/)\.(?:/|$)|//|/$").search
 def absolute(name: str) -> str:
     """Return a name from the root that leads to the same file; see `_slashes` on ``..``."""
     return os.path.abspath(name) if os.name == "nt" else os.path.join(os.getcwd(), name)
+
+
+def refuse_around(name: str, own: str) -> None:
+    """Raise if a folder holds the entries of the cache, so that it never stays as it was."""
+    if os.path.realpath(own).startswith(os.path.join(os.path.realpath(name), "")):
+        raise InputError(
+            errno.EINVAL,
+            f"the input {name!r} changes with each build, because the cache is in it. Name the "
+            "files and folders beside the cache one by one, or put it elsewhere",
+            name,
+        )
 
 
 def unreadable(name: str, error: OSError) -> InputError:

@@ -61,7 +61,7 @@ def still_changing(inputs: Iterable[str]) -> InputError:
     return InputError(
         errno.EBUSY,
         f"the inputs {list(inputs)} changed {TRIES} times while a build was about to begin. "
-        "Ask again when whoever writes them is done",
+        "Ask again when whoever writes them is done, and leave out what the cache itself writes",
     )
 
 
@@ -158,7 +158,7 @@ class Snapshot:
     def _look(self) -> tuple[tuple[str, bytes], ...]:
         table = _Table(self._layout, self._options, self._inputs)
         found = {}
-        for name, thing in things_of(self._inputs):
+        for name, thing in things_of(self._inputs, self._layout.root):
             found[name] = thing if isinstance(thing, bytes) else table.hash(name, thing)
         table.save()
         return tuple(sorted(found.items()))

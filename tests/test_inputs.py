@@ -563,6 +563,48 @@ def test_a_cache_sent_elsewhere_keeps_its_inputs(tmp_path, folder, kind):
     assert pickle.loads(pickle.dumps(cache)).get("key") == "old"
 
 
+@pytest.mark.parametrize("given", ["folder", "folder through a link", "pattern"])
+@pytest.mark.parametrize("place", ["below", "deeper", "itself"])
+def test_a_cache_among_its_own_inputs_does_not_count(folder, given, place):
+    cache = Cache(folder / {"below": "cache", "deeper": "deep/er/cache", "itself": "."}[place])
+    (folder.parent / "link").symlink_to(folder)
+    inputs = {"folder": folder, "folder through a link": folder.parent / "link"}
+    ask = counted(cache, inputs.get(given, f"{folder}/**/*.csv"))
+    assert [ask(), ask()] == [1, 1]
+    cache.get_or_create_path("other", lambda target: target.write_text("1"), name="other.csv")
+    assert ask() == 1
+    (folder / "deep" / "c.csv").write_text("new")
+    assert ask() == 2
+
+
+def test_a_factory_that_names_a_folder_around_the_cache_is_told_so(folder):
+    cache = Cache(folder / "deep" / "cache")
+    with pytest.raises(InputError, match=r"the cache is in it.*elsewhere"):
+        cache.get_or_create("key", lambda: current_build().input(folder))
+    cache.get_or_create("key", lambda: current_build().input(folder / "a.csv"))
+
+
+def test_what_stands_beside_the_entries_of_a_cache_counts(folder):
+    cache = Cache(folder / "deep")
+    ask = counted(cache, folder)
+    ask()
+    (folder / "deep" / "c.csv").write_text("new")
+    assert ask() == 2
+
+
+@pytest.mark.parametrize("pattern", [False, True])
+def test_what_a_cache_has_built_can_be_an_input(cache, pattern):
+    def build(target, content="1"):
+        target.mkdir()
+        (target / "made.csv").write_text(content)
+
+    made = cache.get_or_create_path("made", build, name="made")
+    ask = counted(cache, f"{made}/*.csv" if pattern else made)
+    assert [ask(), ask()] == [1, 1]
+    cache.refresh_path("made", lambda target: build(target, "2"), name="made")
+    assert ask() == 2
+
+
 # -- what a look costs ---------------------------------------------------------------
 
 
