@@ -15,6 +15,7 @@ import time
 
 import pytest
 
+import atomcache
 from atomcache import (
     BuilderError,
     BuildTimeout,
@@ -320,6 +321,91 @@ def test_200_tasks_on_50_keys_that_another_process_holds_all_get_the_value(crew,
     assert run(main()) == [("held", key) for key in keys for _ in range(4)]
     assert builder.result() == [("held", key) for key in keys]
     assert leftovers(cache.directory) == []
+
+
+class Blocking:
+    """What a folder's code calls in this thread that may put it to sleep, however shortly."""
+
+    SLEEPS = ("sleep", "fsync", "fdatasync", "wait4", "waitpid")
+
+    def __init__(self, folder):
+        self.calls = []
+        self._folder = os.path.join(folder, "")
+
+    def __enter__(self):
+        sys.setprofile(self._note)
+        return self
+
+    def __exit__(self, *_):
+        sys.setprofile(None)
+
+    def _note(self, frame, event, what):
+        if event == "call":
+            name = frame.f_code.co_name
+            sleeps = name == "wait_shared"  # the door's, on somebody's claim
+        elif event == "c_call":
+            name = what.__name__
+            sleeps = name in self.SLEEPS or (name == "acquire" and what.__self__.locked())
+        else:
+            return
+        while sleeps and frame is not None:
+            if frame.f_code.co_filename.startswith(self._folder):
+                self.calls.append(name)
+                return
+            frame = frame.f_back
+
+
+def test_what_may_block_a_thread_is_noticed():
+    """The control of the next test."""
+    lock = threading.Lock()
+    with Blocking(os.path.dirname(__file__)) as blocking:
+        lock.acquire()
+        lock.acquire(timeout=0.001)
+        time.sleep(0)
+    assert blocking.calls == ["acquire", "sleep"]
+
+
+@pytest.mark.parametrize("builder", ["process", "killed", *KINDS])
+def test_who_waits_calls_nothing_on_a_loops_thread_that_could_block_it(crew, cache, builder):
+    keys = [f"key {number}" for number in range(5)]
+    own = Kind(builder)
+    if builder not in KINDS:
+        holder = crew.start(hold, cache, *keys)
+        holder.hear("building")
+
+    def all_wait():
+        if any(followers(cache, key) != 3 for key in keys):
+            return False
+        if builder in KINDS:
+            return len(own.builds) == len(keys)
+        return all(sleepers(claim_of(cache, key)) for key in keys)
+
+    def factory():
+        return own.factory() if builder in KINDS else lambda: "built"
+
+    async def main():
+        tasks = [
+            asyncio.create_task(cache.aget_or_create(key, factory()))
+            for key in keys
+            for _ in range(4)
+        ]
+        await when(all_wait)
+        with pytest.raises(BuildTimeout):
+            await cache.aget_or_create(keys[0], never, timeout=0.001)
+        if builder in KINDS:
+            own.may_end.set()
+        elif builder == "process":
+            holder.tell("go on")
+        else:
+            holder.kill()
+        await asyncio.gather(*tasks)
+
+    async def watched():
+        with Blocking(os.path.dirname(atomcache.__file__)) as blocking:
+            await main()
+        return blocking.calls
+
+    assert run(watched()) == []
 
 
 def test_other_processes_wait_for_the_coroutine_of_a_task(crew, cache):
