@@ -81,15 +81,20 @@ KEY = {"source": SOURCE, "command": COMMAND, "python": sys.version, "suffix": SU
 """All that the compiled module depends on: if any of it changes, it is compiled anew."""
 
 
+def say(line: str) -> None:
+    """Print a line by one call, so that those of several processes don't mix."""
+    print(f"{line}\n", end="", flush=True)
+
+
 def compile_extension(target: Path, doom: Semaphore) -> None:
     """Compile the module; the first to take from `doom` is killed while it does."""
-    print(f"worker {os.getpid()} compiles", flush=True)
+    say(f"worker {os.getpid()} compiles")
     source = target.with_name("collatz.c")  # in a folder of this build's own
     source.write_text(SOURCE)
     command = [*COMMAND, str(source), "-o", str(target)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as compiler:
         if doom.acquire(block=False):
-            print(f"worker {os.getpid()} is killed", flush=True)
+            say(f"worker {os.getpid()} is killed")
             os.kill(os.getpid(), signal.SIGKILL)
         _, complaints = compiler.communicate()
     if compiler.returncode != 0:
@@ -107,7 +112,7 @@ def work(cache: Cache, doom: Semaphore) -> None:
     collatz = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(collatz)
     longest = max(range(1, 100_000), key=collatz.steps)
-    print(f"worker {os.getpid()}: {longest} takes {collatz.steps(longest)} steps", flush=True)
+    say(f"worker {os.getpid()}: {longest} takes {collatz.steps(longest)} steps")
 
 
 def main() -> int:

@@ -43,6 +43,11 @@ if TYPE_CHECKING:
 STATIONS = ("Bergen", "Lagos", "Lima", "Osaka")
 
 
+def say(line: str) -> None:
+    """Print a line by one call, so that those of several processes don't mix."""
+    print(f"{line}\n", end="", flush=True)
+
+
 def tables(cache: Cache) -> Callable[[Path], Any]:
     """Return the function that gives a CSV file as DataFrame, parsed by one process."""
 
@@ -51,7 +56,7 @@ def tables(cache: Cache) -> Callable[[Path], Any]:
         began = time.perf_counter()
         frame = pd.read_csv(file, dtype={"station": "category"}, parse_dates=["time"])
         seconds = time.perf_counter() - began
-        print(f"  worker {os.getpid()} parsed {len(frame)} rows in {seconds:.3f} s", flush=True)
+        say(f"  worker {os.getpid()} parsed {len(frame)} rows in {seconds:.3f} s")
         return {
             "time": frame["time"].to_numpy(),
             "station": frame["station"].cat.codes.to_numpy(),
@@ -74,7 +79,7 @@ def work(cache: Cache, file: Path) -> dict[str, float]:
     began = time.perf_counter()
     frame = table(file)
     seconds = time.perf_counter() - began
-    print(f"  worker {os.getpid()} had the table after {seconds:.3f} s", flush=True)
+    say(f"  worker {os.getpid()} had the table after {seconds:.3f} s")
     warmest = frame.groupby("station", observed=True)["celsius"].max()
     return {str(station): float(celsius) for station, celsius in warmest.items()}
 
@@ -115,9 +120,9 @@ def main() -> int:
         if not options.file:
             write(file, options.rows)
         pool = stack.enter_context(multiprocessing.get_context("spawn").Pool(options.workers))
-        print("All workers ask for the table", flush=True)
+        say("All workers ask for the table")
         run(pool, options.workers, cache, file)
-        print("All ask again", flush=True)
+        say("All ask again")
         found = run(pool, options.workers, cache, file)
         for station, celsius in found.items():
             print(f"{station}: at most {celsius} degrees")

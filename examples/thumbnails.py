@@ -41,6 +41,11 @@ if TYPE_CHECKING:
     from atomcache import Memoized
 
 
+def say(line: str) -> None:
+    """Print a line by one call, so that those of several processes don't mix."""
+    print(f"{line}\n", end="", flush=True)
+
+
 def thumbnails(cache: Cache) -> Memoized[[Path, int], Path]:
     """Return the function that gives thumbnails, from the cache or new."""
 
@@ -54,7 +59,7 @@ def thumbnails(cache: Cache) -> Memoized[[Path, int], Path]:
             small = ImageOps.exif_transpose(picture)
             small.thumbnail((size, size))
             small.save(target)
-        print(f"  worker {os.getpid()} made the thumbnail of {image.name}", flush=True)
+        say(f"  worker {os.getpid()} made the thumbnail of {image.name}")
 
     return thumbnail
 
@@ -99,13 +104,13 @@ def main() -> int:
 
         job = (cache, images, options.size)
         pool = stack.enter_context(multiprocessing.get_context("spawn").Pool(options.workers))
-        print("All workers ask for all thumbnails", flush=True)
+        say("All workers ask for all thumbnails")
         found = run(pool, options.workers, *job)
-        print("All ask again", flush=True)
+        say("All ask again")
         run(pool, options.workers, *job)
         if not options.images:
             draw(images[0], "white")
-            print(f"All ask again, after {images[0].name} was drawn anew", flush=True)
+            say(f"All ask again, after {images[0].name} was drawn anew")
             found = run(pool, options.workers, *job)
         for image, path in zip(images, found, strict=True):
             with Image.open(path) as small:
