@@ -16,6 +16,7 @@ import stat
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -23,7 +24,16 @@ import pytest
 
 import atomcache
 from atomcache import Cache
-from atomcache._ground import FAILS, HOLDS, PREFIX, UNKNOWN, examine, exclusion, filesystem_of
+from atomcache._ground import (
+    FAILS,
+    HOLDS,
+    PREFIX,
+    UNKNOWN,
+    examine,
+    exclusion,
+    filesystem_of,
+    shared_files,
+)
 
 from .crew import PATIENCE, Crew, until
 
@@ -703,6 +713,81 @@ def test_exclusive_creation_that_several_win_is_told(tmp_path):
         report = examine(place, patience=PATIENCE)
     assert verdicts(report)["exclusive creation"] == FAILS
     assert not report.ok
+
+
+IN_TWO_STEPS = """
+import os
+from atomcache._door import Door
+
+def replace_in_two_steps(self, source, target):
+    os.unlink(target)
+    os.sched_yield()  # a disk would take a while, too
+    os.rename(source, target)
+
+def exchange_in_two_steps(self, one, other):
+    os.rename(other, one + ".moved")
+    os.sched_yield()
+    os.rename(one, other)
+
+Door.replace = replace_in_two_steps
+Door.exchange = exchange_in_two_steps
+"""
+"""What Python loads at its start in the helpers."""
+
+
+@pytest.fixture
+def memory():
+    """Return a folder in memory, where all is done before another process gets a processor."""
+    if not os.access("/dev/shm", os.W_OK):
+        pytest.skip("there is no filesystem in memory")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
+
+
+def test_what_is_done_in_two_steps_is_told_also_where_all_is_quick(memory, tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(IN_TWO_STEPS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    report = examine(memory, patience=PATIENCE)
+    for name in ("rename over a file", "exchange of two names"):
+        [found] = [each for each in report.findings if each.name == name]
+        assert found.verdict == FAILS, found
+        assert "nothing" in found.detail
+
+
+def test_a_filesystem_in_memory_is_seen_to_change(memory):
+    report = examine(memory, patience=PATIENCE)
+    found = {each.name: each for each in report.findings}
+    for name in ("rename over a file", "exchange of two names"):
+        assert found[name].verdict == HOLDS, found[name]
+
+
+class Told:
+    """Stands for a crew whose helpers have answered."""
+
+    patience = PATIENCE
+
+    def __init__(self, times, *seen) -> None:
+        self.keeper = self
+        self.others = [self]
+        self.ask = lambda *_: times
+        self.start = lambda *_: None
+        self.answer = lambda: seen
+
+
+def test_of_too_few_changes_that_were_seen_nothing_is_claimed():
+    def finding(*told):
+        return shared_files._watched(Told(*told), "place", "task", "name", "meaning", "brief")
+
+    found = finding(301, 1, 0, 0, 0)
+    assert found.verdict == UNKNOWN
+    assert found.detail == (
+        "301 times while another process read 1 time, which saw it change 0 times"
+    )
+    assert finding(301, 900, 0, 0, 4).verdict == UNKNOWN
+    assert finding(301, 900, 0, 0, 5).verdict == HOLDS
+    assert finding(1, 2, 1, 0, 1).detail == (
+        "1 time while another process read 2 times, of which 1 time nothing"
+    )
 
 
 # -- what the library does there, as the doctor says ---------------------------------------

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
 from .._door import ADD, CREATE, READ, door
@@ -27,8 +27,19 @@ LONG_ENOUGH = 1.5
 """Seconds after which a trial that is slow on this filesystem is content with what it has."""
 
 _RENAMES = 150
-_CHANGES = 20
+_CHANGES = 50
+
+_READS = 10
+_BLINK = 0.0001
+"""Seconds for which a reader sleeps after so many reads: who wakes interrupts who works, in the
+midst of a change too, where both have one processor."""
+
+_PAUSE = 0.002
+"""Seconds between two changes once there were many: a reader that gets no processor is to find
+some when it does, and what is replaced takes room until then."""
+
 _LAST = b"last"
+_BEGUN = "-begun"
 
 
 def write(path: str, text: str) -> None:
@@ -51,19 +62,29 @@ def make_folder(path: str) -> None:
     fill(os.path.join(path, "made"), b"-" * SHOWN_BLOCK)
 
 
-def watch(path: str, seen: str, limit: float) -> tuple[int, int, int]:
+def watch(path: str, seen: str, limit: float) -> tuple[int, int, int, int]:
     """Read a file until it says that it is the last; count what was missing or mixed.
 
     Parameters
     ----------
     seen
-        Made as soon as the file was seen to change often enough.
+        Made as soon as the file was seen to change often enough, and with `_BEGUN` after it when
+        it is read for the first time.
+
+    Returns
+    -------
+    int, int, int, int
+        How often it was read, missing, mixed, and something else than before.
     """
+    write(seen + _BEGUN, "begun")
     reads = missing = mixed = changes = 0
-    last = b""
+    told = False
+    last = b"-" * SHOWN_BLOCK
     end = monotonic() + limit
     while monotonic() < end:
         reads += 1
+        if not reads % _READS:
+            sleep(_BLINK)
         try:
             fd = os.open(path, READ)
         except FileNotFoundError:
@@ -81,10 +102,10 @@ def watch(path: str, seen: str, limit: float) -> tuple[int, int, int]:
             mixed += 1
         changes += content != last
         last = content
-        if changes == _CHANGES:
+        if changes >= _CHANGES and not told:
             write(seen, "enough")
-            changes += 1
-    return reads, missing, mixed
+            told = True
+    return reads, missing, mixed, changes
 
 
 def replace_often(path: str, made: str, seen: str) -> int:
@@ -114,14 +135,21 @@ def exchange_often(path: str, made: str, seen: str) -> int:
 
 
 def _often(step: Callable[[int, bytes], None], seen: str) -> int:
-    """Do a step with changing content until it was seen, then with the last one."""
+    """Do a step with changing content until it was seen, then with the last one.
+
+    In memory all steps together take less time than another process needs to begin, so that is
+    waited for; where files are shown late to others, in vain.
+    """
+    end = monotonic() + LONG_ENOUGH
+    while not os.path.exists(seen + _BEGUN) and monotonic() < end:
+        sleep(_PAUSE)
     end = monotonic() + LONG_ENOUGH
     turn = 0
-    while turn < 2 * _RENAMES and monotonic() < end:
-        if turn >= _RENAMES and os.path.exists(seen):
-            break
+    while monotonic() < end and not (turn >= _RENAMES and os.path.exists(seen)):
         turn += 1
         step(turn, b"ab"[turn % 2 :][:1] * SHOWN_BLOCK)
+        if turn > 2 * _RENAMES:
+            sleep(_PAUSE)
     step(0, _LAST)
     return turn + 1
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from .._claim import LEASE, NO_LOCKS
 from .._patience import LONGEST_PAUSE
 from .crew import RACERS
-from .findings import FAILS, HOLDS, UNKNOWN, Finding, short_time
+from .findings import FAILS, HOLDS, UNKNOWN, Finding, often, short_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,12 +38,12 @@ def creation(crew: Crew) -> Iterator[Finding]:
     rounds, wrong = crew.race("create")
     name = "exclusive creation"
     if not wrong:
-        yield Finding(name, HOLDS, f"{RACERS} processes raced {rounds} times, one won each time")
+        yield Finding(name, HOLDS, f"{RACERS} processes raced {often(rounds)}, one won each time")
         return
     yield Finding(
         name,
         FAILS,
-        f"{RACERS} processes raced {rounds} times, and {wrong} times not exactly one won",
+        f"{RACERS} processes raced {often(rounds)}, and {often(wrong)} not exactly one won",
         "Several processes may each take themselves for the one that builds: work is done more "
         "than once. The first result is kept, and nothing torn is ever returned.",
         "several processes can create the same file exclusively, so work is done more than once",
@@ -75,8 +75,8 @@ def locks(crew: Crew) -> Iterator[Finding]:
     yield Finding(
         LOCKS,
         FAILS if wrong else HOLDS,
-        f"refused while another process had it; {RACERS} processes raced {rounds} times, "
-        + (f"and {wrong} times not exactly one won" if wrong else "one won each time"),
+        f"refused while another process had it; {RACERS} processes raced {often(rounds)}, "
+        + (f"and {often(wrong)} not exactly one won" if wrong else "one won each time"),
         *(("", "locks are granted to several now and then", True) if wrong else ()),
     )
     alone = _locks_of_one(holder, other, path)

@@ -100,3 +100,8 @@ def short_time(seconds: float) -> str:
         if seconds >= 1:
             return f"{seconds:.3g} {unit}"
     return f"{seconds * 1000:.0f} ns"
+
+
+def often(number: int) -> str:
+    """Return how often something was done, for people."""
+    return f"{number} time" if number == 1 else f"{number} times"

@@ -17,7 +17,7 @@ from .._door import door
 from .._publish import _NO_EXCHANGE, _NO_LINKS
 from .changing import SHOWN_BLOCK
 from .crew import RACERS
-from .findings import FAILS, HOLDS, Finding
+from .findings import FAILS, HOLDS, UNKNOWN, Finding, often
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 _LINES = 400
 """Lines that each helper adds."""
+
+_TOO_FEW = 5
+"""Changes of a file; from fewer that were seen nothing follows."""
 
 
 def renames(crew: Crew) -> Iterator[Finding]:
@@ -68,20 +71,27 @@ def _watched(
     except OSError:
         crew.settle()
         raise
-    reads, missing, mixed = watcher.answer()
-    told = f"{times} times while another process read {reads} times"
+    reads, missing, mixed, changes = watcher.answer()
+    told = f"{often(times)} while another process read {often(reads)}"
     if mixed:
         return Finding(
             name,
             FAILS,
-            f"{told}, of which {mixed} times parts of two",
+            f"{told}, of which {often(mixed)} parts of two",
             "A reader may see half of one entry and half of another. Values have a checksum and "
             "are built anew then; files and folders that are built have none.",
             "readers see parts of two files while one is replaced",
             grave=True,
         )
     if missing:
-        return Finding(name, FAILS, f"{told}, of which {missing} times nothing", meaning, brief)
+        return Finding(name, FAILS, f"{told}, of which {often(missing)} nothing", meaning, brief)
+    if changes < _TOO_FEW:
+        return Finding(
+            name,
+            UNKNOWN,
+            f"{told}, which saw it change {often(changes)}",
+            "That is too seldom to tell. Try again when the machine has less to do.",
+        )
     return Finding(name, HOLDS, f"{told}, always the whole old or the whole new one")
 
 
@@ -136,7 +146,7 @@ def links(crew: Crew) -> Iterator[Finding]:
             name,
             FAILS,
             trouble
-            or f"{RACERS} processes raced {rounds} times for a name, and {wrong} times "
+            or f"{RACERS} processes raced {often(rounds)} for a name, and {often(wrong)} "
             "not exactly one won",
             "Where work is done twice, the second result may replace the first.",
             "the second result may replace the first where work is done twice",
@@ -145,7 +155,7 @@ def links(crew: Crew) -> Iterator[Finding]:
     yield Finding(
         name,
         HOLDS,
-        f"{RACERS} processes raced {rounds} times for a name, one won each time",
+        f"{RACERS} processes raced {often(rounds)} for a name, one won each time",
     )
 
 
