@@ -12,20 +12,32 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ._patience import everywhere
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import TracebackType
 
-    from rich.console import Console
-    from rich.progress import Progress, TaskID
+    from rich.console import Console, ConsoleOptions
+    from rich.live import Live
+    from rich.text import Text
 
     from ._waiting import Waiting
 
 PATIENCE = 0.5
 """Seconds of a wait that are not worth a line: it would only flicker."""
+
+_WAITING = "waiting for "
+_SHORTEST_KEY = 16
+_SHORTEST_NOTE = 12
+
+_MARGIN = 2
+"""Columns left free, for the ``^C`` that the terminal writes: a line that it breaks stays."""
+
+_NO_NUMBER = 1e300
+"""Numbers beyond which arithmetic ends; a builder may report any."""
 
 
 def show_waiting() -> Display:
@@ -82,8 +94,8 @@ class Display:
     def __init__(self, console: Console | None) -> None:
         self._console = console
         self._pid = os.getpid()
-        self._progress: Progress | None = None
-        self._shown: dict[tuple[str, str], TaskID] = {}
+        self._live: Live | None = None
+        self._shown: dict[tuple[str, str], Waiting] = {}
 
     def begin(self) -> None:
         """Show what every cache of this process waits for."""
@@ -117,81 +129,125 @@ class Display:
         self._leave_parent()
         name = waiting.kind, waiting.key
         if waiting.over:
-            shown = self._shown.pop(name, None)
-            if self._progress is not None and shown is not None:
-                self._progress.remove_task(shown)
+            self._shown.pop(name, None)
             if not self._shown:
                 self._stop()
         elif waiting.waited >= PATIENCE:
-            self._show(name, waiting)
+            self._shown[name] = waiting
+            self._start()
+        if self._live is not None:
+            self._live.refresh()
 
-    def _show(self, name: tuple[str, str], waiting: Waiting) -> None:
-        if self._progress is None:
-            self._progress = _new_progress(self._console)
-            self._progress.start()
-            # A process that is killed while it waits could not bring the cursor back.
-            self._progress.console.show_cursor(True)
-        state: dict[str, Any] = {
-            "completed": waiting.done or 0.0,
-            "total": waiting.total,
-            "told": _tell(waiting),
-            "note": printable(waiting.note),
-        }
-        if name in self._shown:
-            self._progress.update(self._shown[name], refresh=True, **state)
-        else:
-            self._shown[name] = self._progress.add_task(printable(waiting.key), **state)
+    def _start(self) -> None:
+        if self._live is not None:
+            return
+        from rich.live import Live
+
+        self._live = Live(
+            self,
+            console=self._console,
+            auto_refresh=False,  # whoever looks at the claims has a thread already
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._live.start()
+        # A process that is killed while it waits could not bring the cursor back.
+        self._live.console.show_cursor(True)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        for waiting in list(self._shown.values()):
+            yield _line(waiting, options)
 
     def _leave_parent(self) -> None:
         """Draw anew in a forked child, where a lock of rich's may stay locked for ever."""
         if self._pid != os.getpid():
             self._pid = os.getpid()
             self._console = find_console()
-            self._progress = None
+            self._live = None
             self._shown.clear()
 
     def _stop(self) -> None:
-        progress, self._progress = self._progress, None
+        live, self._live = self._live, None
         self._shown.clear()
-        if progress is not None:
-            progress.stop()
+        if live is not None:
+            live.stop()
 
 
-def _new_progress(console: Console | None) -> Progress:
-    from rich.progress import BarColumn, Progress, TextColumn
-    from rich.table import Column
+def _line(waiting: Waiting, options: ConsoleOptions) -> Text:
+    """Say as much of a wait as fits, the least important left out first, the key never."""
+    from rich.text import Text
 
-    def text(form: str, *, wide: bool = False) -> TextColumn:
-        column = Column(no_wrap=True, overflow="ellipsis", ratio=1 if wide else None)
-        return TextColumn(form, markup=False, table_column=column)
-
-    return Progress(
-        text("waiting for {task.description}", wide=True),
-        BarColumn(bar_width=20),
-        text("{task.fields[told]}"),
-        text("{task.fields[note]}"),
-        console=console,
-        auto_refresh=False,  # whoever looks at the claims has a thread already
-        transient=True,
-        redirect_stdout=False,
-        redirect_stderr=False,
-        expand=True,
-    )
+    room = options.max_width - _MARGIN
+    key = Text(printable(waiting.key))
+    least = len(_WAITING) + min(key.cell_len, _SHORTEST_KEY)
+    for parts in _choices(waiting, options.ascii_only):
+        rest = Text("  ").join([Text(), *(part for part in parts if part)])
+        if least + rest.cell_len <= room:
+            break
+    key.truncate(max(1, room - len(_WAITING) - rest.cell_len), overflow="ellipsis")
+    line = Text.assemble(_WAITING, key, rest, no_wrap=True, overflow="ellipsis")
+    line.truncate(max(1, room), overflow="ellipsis")
+    return line
 
 
-def _tell(waiting: Waiting) -> str:
-    """Say who builds, for how long, and how long it took last time."""
+def _choices(waiting: Waiting, plain: bool) -> Iterator[list[Text]]:
+    """Yield what can be said beside the key, from all of it to nothing."""
+    from rich.text import Text
+
+    note = Text(printable(waiting.note))
+    short = note.copy()
+    short.truncate(_SHORTEST_NOTE, overflow="ellipsis")
+    who = f"process {waiting.pid}"
+    where = f"{who} on {printable(waiting.host)}"
+    part = part_of(waiting.done, waiting.total)
+    long_bar, bar = (bar_of(part, width, plain=plain) for width in (20, 10))
+    last = "" if waiting.took_before is None else f"took {_length(waiting.took_before)} last time"
+    far = _far(waiting, part)
+    yield [long_bar, _told(where, far, last), note]
+    yield [long_bar, _told(where, far, last), short]
+    yield [bar, _told(where, far, last), short]
+    yield [bar, _told(where, far), short]
+    yield [bar, _told(who, far), short]
+    yield [bar, _told(who, far)]
+    yield [bar, _told(far)]
+    yield [_told(far)]
+    yield []
+
+
+def _told(*parts: str) -> Text:
+    from rich.text import Text
+
+    return Text(", ".join(part for part in parts if part))
+
+
+def _far(waiting: Waiting, part: float | None) -> str:
+    """Say how far it is, and for how long it has been built."""
     from time import time
 
-    told = [f"process {waiting.pid} on {printable(waiting.host)}"]
-    if waiting.total:
-        told.append(f"{100 * (waiting.done or 0) / waiting.total:.0f} %")
-    elif waiting.done is not None:
-        told.append(f"{waiting.done:g} done")
-    told.append(f"for {_length(time() - waiting.started)}")
-    if waiting.took_before is not None:
-        told.append(f"took {_length(waiting.took_before)} last time")
-    return ", ".join(told)
+    since = f"for {_length(time() - waiting.started)}"
+    if part is not None:
+        return f"{100 * part:.0f} %, {since}"
+    return since if waiting.done is None else f"{waiting.done:g} done, {since}"
+
+
+def part_of(done: float | None, total: float | None) -> float | None:
+    """Return how much of a build is done, from 0 to 1; `None` where the numbers do not say."""
+    if done is None or total is None or not 0 < total < _NO_NUMBER or not abs(done) < _NO_NUMBER:
+        return None
+    return min(1.0, max(0.0, done / total))
+
+
+def bar_of(part: float | None, width: int, *, plain: bool = False) -> Text:
+    """Return a bar of some width; an empty text where it is not known how much is done."""
+    from rich.text import Text
+
+    if part is None:
+        return Text()
+    done = round(part * width)
+    if plain:
+        return Text("#" * done + "." * (width - done))
+    return Text.assemble(("━" * done, "bar.complete"), ("╌" * (width - done), "bar.back"))
 
 
 def _length(seconds: float) -> str:

@@ -102,7 +102,7 @@ def end_session(process):
     process.wait(PATIENCE)
 
 
-def screen(seen):
+def screen(seen, columns=1000):
     """Return the lines that stand on a terminal after all that was written to it."""
     lines, row, column = [""], 0, 0
     text = seen.decode("utf-8", "replace")
@@ -119,6 +119,9 @@ def screen(seen):
             row += 1
             lines += [""] * (row + 1 - len(lines))
         elif char:
+            if column == columns:
+                row, column = row + 1, 0
+                lines += [""] * (row + 1 - len(lines))
             line = lines[row].ljust(column)
             lines[row] = line[:column] + char + line[column + 1 :]
             column += 1

@@ -5,6 +5,7 @@ import io
 import logging
 import os
 import pickle
+import re
 import select
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from atomcache._claim import claim_path
 from atomcache._keys import digest
 
 from .crew import PATIENCE, sleepers, until
-from .terminal import Terminal, screen
+from .terminal import CTRL_C, Terminal, screen
 
 pytestmark = pytest.mark.skipif(
     not os.path.exists("/proc/locks"), reason="counts sleepers in Linux's table of locks"
@@ -471,12 +472,21 @@ def environment():
     return {**kept, "PYTHONPATH": HERE, "TERM": "xterm"}
 
 
-def on_terminal(text, *args):
-    return Terminal([*program(text), *map(str, args)], env=environment())
+def on_terminal(text, *args, columns=160):
+    return Terminal([*program(text), *map(str, args)], env=environment(), columns=columns)
 
 
-def lines(seen):
-    return [line for line in screen(seen) if line]
+def lines(seen, columns=160):
+    return [line for line in screen(seen, columns) if line]
+
+
+def until_line(terminal, pattern, columns):
+    """Read until a line like a pattern is all that the terminal shows; return it."""
+    while True:
+        found = lines(terminal.seen, columns)
+        if len(found) == 1 and re.fullmatch(pattern, found[0]):
+            return found[0]
+        assert terminal.read(), found
 
 
 SHOW = """
@@ -497,6 +507,64 @@ def test_a_terminal_shows_what_is_waited_for_until_it_is_there(crew, cache):
         terminal.until(rb"7 done, for .* packing")
         finish(builder)
         assert lines(terminal.end()) == ["built"]
+
+
+LONG = "run --cwd=/home/somebody/project -- make all"
+
+
+@pytest.mark.parametrize(
+    ("columns", "shown"),
+    [
+        (80, r"waiting for run --cwd=/home.*…  ━+╌+  process \d+, 42 %, for \d+ s(  linking)?"),
+        (60, r"waiting for run --cwd=/home.*…  ━+╌+  42 %, for \d+ s"),
+    ],
+)
+def test_a_narrow_terminal_shows_the_key_and_how_far_it_is(crew, cache, columns, shown):
+    builder = start(crew, cache, LONG)
+    with on_terminal(SHOW, cache.directory, LONG, columns=columns) as terminal:
+        terminal.until(rb"waiting for")
+        until_line(terminal, r"waiting for run --cwd=/home[^━]+ for \d+ s", columns)
+        report(builder, 21, 50, "linking")
+        assert len(until_line(terminal, shown, columns)) <= columns - 2
+        report(builder, 7, None, "packing")
+        until_line(terminal, r"waiting for run --cwd=/home[^━]+ 7 done, for \d+ s.*", columns)
+        finish(builder)
+        assert lines(terminal.end()) == ["built"]
+
+
+def test_after_ctrl_c_nothing_of_the_line_stays(crew, cache):
+    builder = start(crew, cache, LONG)
+    gives_up = """
+        with atomcache.show_waiting():
+            try:
+                ask(*sys.argv[1:])
+            except KeyboardInterrupt:
+                pass
+        print("given up")
+    """
+    with on_terminal(gives_up, cache.directory, LONG, columns=80) as terminal:
+        report(builder, 1, 2, "a note that is too long to be shown beside all the rest of it")
+        terminal.until(rb"50 %")
+        terminal.type(CTRL_C)
+        assert lines(terminal.end(), 80) == ["given up"]
+    finish(builder)
+
+
+def test_a_line_of_any_width_keeps_off_the_edge_and_shows_the_key():
+    from rich.console import Console
+
+    from atomcache._display import Display
+
+    waiting = Waiting("漢字" * 40, "value", 1, "host", time.time(), 9.0, 1.0, 2.0, "漢" * 50, 3.0)
+    for width in range(1, 200):
+        said = io.StringIO()
+        display = Display(Console(file=said, force_terminal=True, width=width, color_system=None))
+        display.see(waiting)
+        line = screen(said.getvalue().encode())[0]
+        display.end()
+        assert sum(1 + (ord(letter) > 0x3000) for letter in line) <= max(1, width - 2)
+        if width > 30:
+            assert line.startswith("waiting for 漢字漢字")
 
 
 def test_a_pipe_shows_nothing_and_loads_no_rich(crew, cache):
@@ -649,7 +717,7 @@ def fork_while_drawing(line):
         display.end()
         return 0
 
-    with display._progress._lock, display._console._lock:  # as if this thread were drawing
+    with display._live._lock, display._console._lock:  # as if this thread were drawing
         child = Forked(run)
     display.end()
     with child:
