@@ -224,7 +224,7 @@ def test_the_streams_stay_apart(shell, script, out, err):
     assert shell.runs() == 1
 
 
-def test_a_replay_keeps_the_order_of_both_streams(shell):
+def test_a_replay_keeps_the_order_in_which_both_streams_arrived(shell):
     steps = [f"echo {stream} {n}" for n in range(3) for stream in ("out", "err >&2; : ")]
     command = sh(WAIT.join(f"{step}; " for step in steps))
     process = shell.start(*command, stderr=subprocess.STDOUT)
@@ -940,6 +940,12 @@ def test_help_reads_like_a_page_of_a_manual(shell, crew, flag):
     assert err == b""
     with shell.terminal(flag) as terminal:
         assert b"\r\nexamples:\r\n" in terminal.end()
+
+
+def test_help_says_that_only_the_order_of_arrival_is_kept(shell):
+    told = " ".join(shell.run("--help")[0].decode().split())
+    assert "in the order in which they arrived; what is written to both" in told
+    assert "may swap" in told
 
 
 def commands_of(line, *asked):

@@ -60,8 +60,9 @@ what happens:
   ask meanwhile sleep, and then get the same output and exit status.  Later ones get them at
   once.  If the process that runs the command is killed, one of those who wait takes over.  The
   command reads nothing on its standard input, unless --stdin is given.  Standard output and
-  standard error stay apart and in the order in which they arrived.  SIGINT, SIGTERM, SIGHUP and
-  SIGQUIT reach the command; then nothing is stored.
+  standard error stay apart, in the order in which they arrived; what is written to both within
+  the same instant may swap.  SIGINT, SIGTERM, SIGHUP and SIGQUIT reach the command; then nothing
+  is stored.
 
 exit status:
   that of the command, also when it is replayed (128 and the signal's number if a signal ended it)
