@@ -224,7 +224,7 @@ class Asking:
         """Look at the input files."""
         from ._inputs import Snapshot
 
-        table = Options(self._codecs.find("data"))
+        table = Options(self._codecs.find("bytes"))
         return Snapshot(self._layout, table, chosen.inputs)
 
     def input_key(self, key: object, chosen: Options) -> object:

@@ -12,14 +12,11 @@ there, `InputError` for what can't be read or is no file.
 from __future__ import annotations
 
 import errno
-import glob
-import hashlib
 import os
-import re
 import stat
-from pathlib import PurePath
 
 from ._errors import InputError, MissingInputError
+from ._keys import blake2b
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +25,9 @@ if TYPE_CHECKING:
     Thing = tuple[str, bytes | os.stat_result]
     """A name with slashes on every system, and what the file of that name is like; or, where it
     is no file but counts, what stands for its content."""
+
+
+_PATTERN = frozenset("*?[")
 
 
 def things_of(inputs: Iterable[str], own: str) -> Iterator[Thing]:
@@ -39,7 +39,7 @@ def things_of(inputs: Iterable[str], own: str) -> Iterator[Thing]:
         The folder of the cache's entries, which only counts where an input is inside.
     """
     for given in inputs:
-        if glob.has_magic(given) and not os.path.lexists(given):
+        if not _PATTERN.isdisjoint(given) and not os.path.lexists(given):
             yield from _matching(given, own + os.sep)
             continue
         found = look(given)
@@ -50,9 +50,11 @@ def things_of(inputs: Iterable[str], own: str) -> Iterator[Thing]:
 
 
 def _matching(pattern: str, own: str) -> Iterator[Thing]:
+    from glob import iglob  # takes long to load, and most inputs are no patterns
+
     number = 0
     inside = os.path.abspath(pattern).startswith(own)
-    for name in glob.iglob(pattern, recursive=True):
+    for name in iglob(pattern, recursive=True):
         if not inside and os.path.abspath(name).startswith(own):
             continue
         found = _stat_file(name)
@@ -126,7 +128,7 @@ def _hash_link(name: str) -> bytes:
         target = os.fsencode(os.readlink(name))
     except OSError as error:
         raise unreadable(name, error) from error
-    return hashlib.blake2b(target, digest_size=20, person=b"link").digest()
+    return blake2b(target, digest_size=20, person=b"link").digest()
 
 
 def _slashes(name: str) -> str:
@@ -135,10 +137,12 @@ def _slashes(name: str) -> str:
     ``..`` stays: after a link it leads elsewhere than back.
     """
     name = name.replace(os.sep, "/")
-    return PurePath(name).as_posix() if _ODD(name) else name
+    first, *rest = name.split("/")
+    if first != "." and not {".", ""} & set(rest):
+        return name
+    from pathlib import PurePath  # takes long to load, and hardly a name is like that
 
-
-_ODD = re.compile(r"(?:^|/)\.(?:/|$)|//|/$").search
+    return PurePath(name).as_posix()
 
 
 def absolute(name: str) -> str:

@@ -21,15 +21,15 @@ wrong: `MissingInputError` for what is not there, `InputError` for what can't be
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import stat
+import struct
 from time import time
 
 from ._errors import DontStore, InputError
 from ._flight import GivenUp
 from ._input_files import look, no_file, things_of, unreadable, walk
-from ._keys import describe
+from ._keys import blake2b, describe
 from ._log import logger
 from ._publish import MISS
 from ._value import RACY_SECONDS, ValueEntry, read
@@ -46,6 +46,11 @@ if TYPE_CHECKING:
 
 TRIES = 10
 """How often a call starts over because an input changed before the build began."""
+
+_PIECE = 1 << 18
+
+_ROW = struct.Struct("<3Q2q20s")
+"""A `Version` and a hash, as tables have them; the codec "data" would take longer to load."""
 
 _MOST_KNOWN = 100_000
 _known: dict[Version, bytes] = {}
@@ -106,7 +111,7 @@ class Snapshot:
     layout
         Of the cache, where hashes are remembered.
     options
-        Those of the cache; its codec is one that can store the table of hashes.
+        Those of the cache, with the codec "bytes" for the table of hashes.
     inputs
         Paths of files and folders, and patterns; relative ones from the current folder.
 
@@ -137,9 +142,10 @@ class Snapshot:
 
     def guard(self, make: Callable[..., Any]) -> Callable[..., Any]:
         """Return a factory that keeps what it made only if its inputs stayed as they were."""
-        from inspect import isawaitable
 
         def guarded(*given: Any) -> Any:
+            from inspect import isawaitable  # takes long to load, and a hit does not come here
+
             if self.changed():
                 raise InputsChanged
             made = make(*given)
@@ -214,7 +220,7 @@ class _Table:
     """Hashes of one set of inputs, as remembered by this process and by the cache folder."""
 
     def __init__(self, layout: Layout, options: Options, inputs: tuple[str, ...]) -> None:
-        where = hashlib.blake2b(digest_size=20)
+        where = blake2b(digest_size=20)
         for given in inputs:
             where.update(os.fsencode(os.path.abspath(given)) + b"\0")
         self._entry = ValueEntry(layout, where.digest(), "inputs", options, lambda: None)
@@ -242,8 +248,10 @@ class _Table:
                 logger().warning("hashes of inputs can't be read: %s", error)
                 rows = MISS
             if rows is not MISS:
-                for version, known in rows.items():
-                    _remember(version, known)
+                for *version, known in _ROW.iter_unpack(
+                    rows[: len(rows) // _ROW.size * _ROW.size]
+                ):
+                    _remember(tuple(version), known)
         return _known.get(_version(found))
 
     def save(self) -> None:
@@ -251,9 +259,9 @@ class _Table:
         if not self._new:
             return
         entry = self._entry
-        rows = {version: known for version, known in self._rows.items() if version in _known}
+        rows = [_ROW.pack(*row, known) for row, known in self._rows.items() if row in _known]
         try:
-            entry.replace(entry.layout.new_scratch(entry.path), rows)
+            entry.replace(entry.layout.new_scratch(entry.path), b"".join(rows))
         except OSError as error:
             logger().warning("hashes of inputs are not kept for other processes: %s", error)
 
@@ -280,13 +288,17 @@ def _hash_anew(name: str, found: os.stat_result) -> tuple[bytes, os.stat_result]
 
 def _hash(name: str) -> tuple[bytes, os.stat_result]:
     """Return the hash of a file's content, and what the file was like when it was read."""
-    with open(name, "rb") as file:
+    whole = _hasher()
+    piece = memoryview(bytearray(_PIECE))
+    with open(name, "rb", buffering=0) as file:
         found = os.fstat(file.fileno())
-        return hashlib.file_digest(file, _hasher).digest(), found
+        while size := file.readinto(piece):
+            whole.update(piece[:size])
+    return whole.digest(), found
 
 
 def _hasher() -> Any:
-    return hashlib.blake2b(digest_size=20)
+    return blake2b(digest_size=20)
 
 
 def _version(found: os.stat_result) -> Version:

@@ -23,9 +23,10 @@ import sys
 from ._errors import KeyTypeError
 
 try:
-    from _blake2 import blake2b  # hashlib's own, without loading OpenSSL: 5 ms of a process
+    # hashlib's own, without loading OpenSSL: 5 ms of a process
+    from _blake2 import blake2b as blake2b
 except ImportError:
-    from hashlib import blake2b
+    from hashlib import blake2b as blake2b
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -302,6 +302,24 @@ def test_the_cache_is_that_of_the_option_of_the_environment_or_the_default(
     assert listed() == ["0"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere platformdirs is asked")
+@pytest.mark.parametrize("home", [None, "", "/", "//", "/home/x", "/home/x//", "home", "~", " /h"])
+@pytest.mark.parametrize(
+    "given", [None, "", " ", "/", "/c", "/c/", "//c", "c", "./c", "~/c", " /c", "/c:/d", "/\udcff"]
+)
+def test_the_default_cache_is_where_platformdirs_would_have_it(monkeypatch, home, given):
+    from platformdirs import user_cache_dir
+
+    for name, value in (("HOME", home), ("XDG_CACHE_HOME", given)):
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    for app in ("atomcache", "a b"):
+        expected = os.path.abspath(user_cache_dir(app, appauthor=False))
+        assert Cache.for_app(app)._layout.directory == expected
+
+
 def commands(cache):
     """Return each command, what it says on a terminal, and what on a pipe."""
     report = str(entry_of(cache, "report", b"p") / "r.pdf")

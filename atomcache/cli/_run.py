@@ -418,7 +418,7 @@ class Task:
             except OSError as error:
                 raise Misuse(f"--mtime {file}: {error.strerror}") from None
         if self.given is not None:
-            from hashlib import blake2b
+            from .._keys import blake2b
 
             parts.append(f"--stdin={blake2b(self.given, digest_size=20).hexdigest()}")
         if options.output is not None:
@@ -473,12 +473,13 @@ class _Shown:
 
 
 def _quote(word: str) -> str:
-    """Quote a word as shells do, so that no two lists of words give the same text."""
-    if word and word.isascii() and not set(word) - _PLAIN:
-        return word
-    import shlex
+    """Quote a word as shells do, so that no two lists of words give the same text.
 
-    return shlex.quote(word)
+    As `shlex.quote` does, which loads the modules of regular expressions.
+    """
+    if word and not set(word) - _PLAIN:
+        return word
+    return "'" + word.replace("'", "'\"'\"'") + "'"
 
 
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789%+,-./:=@_")
