@@ -20,7 +20,7 @@ from ._errors import MissingEntryError, OptionError, storage_error
 from ._keys import describe, digest
 from ._layout import Layout
 from ._log import logger
-from ._options import Options, number, seconds, size
+from ._options import Options, flag, number, seconds, size
 from ._protocol import Protocol
 from ._publish import MISS
 from ._value import ValueEntry
@@ -866,6 +866,7 @@ class Cache:
         max_bytes: int | str | None = None,
         max_entries: int | None = None,
         max_idle: float | timedelta | str | None = None,
+        expired: bool = False,
     ) -> Pruned:
         """Remove the least recently used entries beyond some limits, now.
 
@@ -875,7 +876,10 @@ class Cache:
         Parameters
         ----------
         max_bytes, max_entries, max_idle
-            As for `Cache`; those of the cache if none is given.
+            As for `Cache`; those of the cache if nothing is given.
+        expired
+            Remove all entries whose age limit, as it was when they were made, has passed; also
+            what `stale_for` or `stale_on_error` could still have served.
 
         Returns
         -------
@@ -904,6 +908,7 @@ class Cache:
             size("max_bytes", max_bytes),
             number("max_entries", max_entries),
             seconds("max_idle", max_idle),
+            expired=flag("expired", expired),
         )
         try:
             pruned = self._keep_up()[0].prune(limits if limits.any() else Limits(*self._limits))

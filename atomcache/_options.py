@@ -180,28 +180,28 @@ def seconds(name: str, value: object) -> float | None:
     return None if length > _FOREVER else length
 
 
-_TIME_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+_TIME_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 
 
 def _parse_seconds(name: str, text: str) -> float:
-    """Return the seconds of ``"90s"``, ``"1.5h"`` or ``"1h30m"``."""
+    """Return the seconds of ``"500ms"``, ``"90s"``, ``"1.5h"`` or ``"1h30m"``."""
     total = 0.0
-    number = ""
+    number = unit = ""
     try:
         for letter in text.lower().replace(" ", ""):
-            if letter in "0123456789.":
-                number += letter
-            else:
-                total += float(number) * _TIME_UNITS[letter]
-                number = ""
+            if letter not in "0123456789.":
+                unit += letter
+                continue
+            if unit:
+                total += float(number) * _TIME_UNITS[unit]
+                number = unit = ""
+            number += letter
+        return total + float(number) * _TIME_UNITS[unit]
     except (KeyError, ValueError):
-        number = text
-    if number or not text.strip():
         raise OptionError(
-            f"{name} must be a length of time such as '90s', '10m', '1h30m' or '30d', not "
-            f"{describe(text)}"
-        )
-    return total
+            f"{name} must be a length of time such as '500ms', '90s', '10m', '1h30m' or '30d', "
+            f"not {describe(text)}"
+        ) from None
 
 
 def _retry_after(name: str, value: object) -> float:
@@ -256,7 +256,8 @@ def _one_of(*choices: str) -> Callable[[str, object], str]:
     return check
 
 
-def _flag(name: str, value: object) -> bool:
+def flag(name: str, value: object) -> bool:
+    """Check a switch."""
     if not isinstance(value, bool):
         raise OptionError(f"{name} must be True or False, not {describe(value)}")
     return value
@@ -302,7 +303,7 @@ _CHECKS: dict[str, Callable[[str, Any], object]] = {
     "timeout": seconds,
     "on_error": _one_of("raise", "retry"),
     "on_store_error": _one_of("raise", "bypass"),
-    "durable": _flag,
+    "durable": flag,
     "tags": _tags,
     "inputs": paths,
 }

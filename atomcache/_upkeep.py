@@ -10,7 +10,7 @@ After each publication `published` adds the entry's size to a file whose length,
 thousandths of the limit, is an estimate of how full the cache is, shared by all
 processes without a lock (appending is atomic).  When it says that the limit is passed, a
 thread prunes to 95 % of it.  Once a day, likewise, a thread removes what dead
-builders left (see `sweep`).
+builders left (see `sweep`), and entries that have expired and were not used for a month.
 
 Who calls it: the protocol after publishing, and `Cache.prune`.  What may go wrong: nothing
 that harms a publication; trouble is logged.  A process that ends before its thread is
@@ -35,7 +35,7 @@ from ._door import ADD
 from ._hold import Hold
 from ._layout import META, is_entry
 from ._log import logger
-from ._publish import discard, remove
+from ._publish import discard, identify, remove
 from ._record import read_record
 from ._watch import USE_RECORDED
 
@@ -68,6 +68,10 @@ _SWEEP_PAUSE = 86_400.0
 _LOOK_PAUSE = 600.0
 _INPUTS_IDLE = 30 * 86_400.0
 
+_EXPIRED_IDLE = 30 * 86_400.0
+"""Seconds without use after which what has expired goes by itself: it could still be served by
+`stale_for` or `stale_on_error`, or be new to who asks for a longer age."""
+
 
 class Limits:
     """How much a cache may hold.
@@ -78,6 +82,8 @@ class Limits:
         Beyond which the least recently used go; `None` for any number.
     max_idle
         Seconds without use after which an entry goes; `None` for never.
+    expired
+        Whether what has expired goes.
     """
 
     def __init__(
@@ -85,14 +91,17 @@ class Limits:
         max_bytes: int | None = None,
         max_entries: int | None = None,
         max_idle: float | None = None,
+        *,
+        expired: bool = False,
     ) -> None:
         self.max_bytes = max_bytes
         self.max_entries = max_entries
         self.max_idle = max_idle
+        self.expired = expired
 
     def any(self) -> bool:
         """Tell whether there is any limit."""
-        return not (self.max_bytes is self.max_entries is self.max_idle is None)
+        return self.expired or not (self.max_bytes is self.max_entries is self.max_idle is None)
 
     def fill(self, size: float, entries: float) -> float:
         """Return how full a cache is that holds so much; 1 is full."""
@@ -229,6 +238,10 @@ class Upkeep:
             last = max(found.st_atime, found.st_mtime)
             if is_entry(each.name) and self._door.time() - last > _INPUTS_IDLE:
                 discard(self._door, each.path)
+        now = self._door.time()
+        for path, size, used in self._entries():
+            if now - used > _EXPIRED_IDLE + USE_RECORDED:
+                self._evict_expired(path, size, now, Pruned())
 
     def _behind(self, step: Callable[[], object]) -> None:
         """Do something in a thread that keeps no process from ending, one at a time."""
@@ -320,6 +333,8 @@ class Upkeep:
             idle = limits.max_idle is not None and age > limits.max_idle + USE_RECORDED
             if idle and self._evict(path, size, done):
                 continue
+            if limits.expired and self._evict_expired(path, size, now, done):
+                continue
             bucket = _bucket(age)
             sizes[bucket] = sizes.get(bucket, 0) + size
             numbers[bucket] = numbers.get(bucket, 0) + 1
@@ -373,6 +388,20 @@ class Upkeep:
         if evicted:
             done.size -= size
             done.entries -= 1
+
+    def _evict_expired(self, path: str, size: int, now: float, done: Pruned) -> bool:
+        """Evict an entry if it has expired; what took its place since we looked stays."""
+        from ._header import Damaged
+        from ._listing import _read_head
+
+        seen = identify(self._door, path)
+        try:
+            header = _read_head(self._door, path)[0]
+        except (Damaged, ValueError, FileNotFoundError, NotADirectoryError):
+            return False
+        if header.expires > now or identify(self._door, path) != seen:
+            return False
+        return self._evict(path, size, done)
 
     def _evict(self, path: str, size: int, done: Pruned) -> bool:
         door = self._door

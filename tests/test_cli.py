@@ -993,6 +993,14 @@ def test_prune_removes_the_least_recently_used(cli, cache):
     assert keys(cache) == {"held"}
 
 
+def test_prune_removes_what_has_expired(cli, cache):
+    cache.get_or_create("old", lambda: 1, max_age=0)
+    cache.set("new", 1)
+    assert "removed 1 entry, " in cli("prune", "--expired")
+    assert keys(cache) == {"new"}
+    assert json.loads(cli("prune", "--expired", "--json"))["removed"] == 0
+
+
 def test_reap_removes_what_a_dead_builder_left(cli, cache, crew):
     builder = crew.start(build, cache)
     builder.hear("building")

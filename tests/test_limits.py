@@ -15,6 +15,7 @@ from atomcache import Cache, MissingEntryError, OptionError, _upkeep
 from atomcache._door import Door
 from atomcache._keys import digest
 from atomcache._layout import HELD, META
+from atomcache._options import seconds
 
 from .crew import leftovers, sleepers, until
 
@@ -293,6 +294,71 @@ def test_what_was_not_used_for_long_goes_and_what_was_used_stays(timed, clock, a
         ask(timed, "used")
     assert timed.prune(max_idle="30d").removed == 1
     assert keys(timed) == ["used"]
+
+
+@ways
+def test_what_has_expired_goes_on_request_and_nothing_else(timed, clock, ask):
+    ask(timed, "for ever")
+    for key, age in (("short", "500ms"), ("stale", 0), ("long", "1h")):
+        with_age = over(Cache(timed.directory, max_age=age, stale_for="1d"), clock)
+        ask(with_age, key)
+    clock.ahead = 60
+    done = timed.prune(expired=True)
+    assert (done.removed, done.entries, done.held) == (2, 2, 0)
+    assert done.freed >= 2000 <= done.size
+    assert keys(timed) == ["for ever", "long"]
+    assert timed.prune(expired=True).removed == 0
+    assert leftovers(timed.directory) == []
+
+
+def test_what_has_expired_stays_while_it_is_held(timed, clock):
+    timed.get_or_create_path("key", make_file, name="made", max_age="1h")
+    with timed.hold("key") as path:
+        clock.ahead = 2 * HOUR
+        done = timed.prune(expired=True)
+        assert (done.removed, done.held, path.exists()) == (0, 1, True)
+    assert timed.prune(expired=True).removed == 1
+
+
+def test_what_took_the_place_of_the_expired_stays(timed, clock):
+    timed.get_or_create("key", lambda: "old", max_age=0)
+    lstat = clock.lstat
+
+    def lstat_and_refresh(path):
+        found = lstat(path)
+        clock.lstat = lstat
+        timed.refresh("key", lambda: "a new one")
+        return found
+
+    clock.lstat = lstat_and_refresh
+    assert timed.prune(expired=True).removed == 0
+    assert timed.get("key") == "a new one"
+
+
+def test_a_damaged_entry_is_left_to_who_asks_for_it(timed):
+    ask_value(timed, "key")
+    with open(entry_of(timed, "key"), "r+b") as file:
+        file.write(b"damaged")
+    assert timed.prune(expired=True).removed == 0
+
+
+def test_expired_must_be_a_switch(cache):
+    with pytest.raises(OptionError, match="expired"):
+        cache.prune(expired="yes")
+
+
+def test_what_has_expired_and_was_not_used_for_a_month_goes_by_itself(timed, clock):
+    ask_value(timed, "for ever")
+    timed.get_or_create("expired", lambda: "x", max_age="1d")
+    timed.get_or_create("expires late", lambda: "x", max_age="90d")
+    clock.ahead = 29 * DAY
+    ask_value(timed, "a month is not over")
+    rest()
+    assert "expired" in keys(timed)
+    clock.ahead = 31 * DAY
+    ask_value(timed, "a month is over")
+    rest()
+    assert keys(timed) == ["a month is not over", "a month is over", "expires late", "for ever"]
 
 
 @ways
@@ -1283,3 +1349,28 @@ def test_a_refresh_whose_old_entry_is_evicted_at_that_moment_publishes_the_new_o
     path = cache.refresh_path("key", lambda target: target.write_text("new"), name="made")
     assert path.read_text() == "new"
     assert cache.get_path("key") == path
+
+
+@pytest.mark.parametrize(
+    ("text", "length"),
+    [
+        ("500ms", 0.5),
+        ("1.5s", 1.5),
+        ("90s", 90),
+        ("1h30m", 5400),
+        ("1 d 12 h", 129_600),
+        ("2W", 1_209_600),
+        ("1s500ms", 1.5),
+        ("10m", 600),
+    ],
+)
+def test_a_length_of_time_may_be_text(text, length):
+    assert seconds("max_age", text) == length
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "90", "s", "ms", "1y", "1.2.3s", "1h30", "-1s", "1sm", "1e3s", "1mss", "s1"]
+)
+def test_a_text_that_is_no_length_of_time_is_refused(text):
+    with pytest.raises(OptionError, match="'500ms', '90s'"):
+        seconds("max_age", text)

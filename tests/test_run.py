@@ -25,6 +25,8 @@ HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ATOMCACHE = [sys.executable, "-m", "atomcache"]
 MS_RDONLY, MS_REMOUNT, MNT_DETACH = 1, 32, 2
 
+UNWANTED = ("COLUMNS", "ATOMCACHE_MAX_AGE", "ATOMCACHE_SCOPE")
+
 COUNT = 'echo >> "$RUNS"; '
 """How a script says that it runs; the shell appends, so no word of several is lost."""
 
@@ -56,7 +58,7 @@ class Shell:
         os.mkfifo(self.gate)
         self._tokens = os.open(self.gate, os.O_RDWR)  # both ends, so nobody waits to open it
         self.processes = []
-        kept = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+        kept = {name: value for name, value in os.environ.items() if name not in UNWANTED}
         self.environment = {
             **kept,
             "ATOMCACHE_DIR": str(self.cache),
@@ -596,6 +598,27 @@ def test_what_is_older_than_max_age_runs_anew(shell, in_the_past):
 def in_the_past():
     """Return what runs a command as if that were a week ago."""
     return [sys.executable, "-P", "-c", LAST_WEEK]
+
+
+def test_the_environment_may_say_how_old_is_too_old(shell, in_the_past):
+    command = sh(COUNT + 'wc -l < "$RUNS"')
+    assert shell.run(*command, program=in_the_past)[0] == b"1\n"
+    for age in ("", "30d"):
+        assert shell.run(*command, env={"ATOMCACHE_MAX_AGE": age})[0] == b"1\n"
+    shorter = {"ATOMCACHE_MAX_AGE": "500ms"}
+    assert shell.run("--max-age=30d", *command, env=shorter)[0] == b"1\n"
+    assert shell.run(*command, env=shorter)[0] == b"2\n"
+    err = shell.run(*command, env={"ATOMCACHE_MAX_AGE": "soon"}, status=2)[1]
+    assert one_line(err).startswith("atomcache run: ATOMCACHE_MAX_AGE: 'soon' is no length")
+
+
+def test_the_environment_may_say_to_what_a_run_belongs(shell):
+    command = sh(COUNT + 'wc -l < "$RUNS"')
+    for scope, number in (("", b"1\n"), ("a", b"2\n"), ("b", b"3\n"), ("a", b"2\n")):
+        assert shell.run(*command, env={"ATOMCACHE_SCOPE": scope})[0] == number
+    assert shell.run("--key=a", *command)[0] == b"2\n"
+    assert shell.run("--key=x", *command, env={"ATOMCACHE_SCOPE": "a"})[0] == b"4\n"
+    assert shell.run("--key=a", "--key=x", *command)[0] == b"4\n"
 
 
 def test_refresh_runs_anew(shell):

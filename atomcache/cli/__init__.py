@@ -35,7 +35,7 @@ COMMANDS = {
     "path": "print the path of what was built",
     "cat": "print what is stored",
     "rm": "remove entries",
-    "prune": "remove the least recently used entries",
+    "prune": "remove the least recently used entries, or what has expired",
     "reap": "remove what dead builders left",
     "clear": "remove all entries",
     "verify": "read every checksum, and remove what is damaged",

@@ -43,7 +43,7 @@ def duration(text: str) -> float:
     except OptionError:
         length = None
     if length is None:
-        raise Misuse(f"{text!r} is no length of time; write 90, 90s, 10m, 1h30m or 7d")
+        raise Misuse(f"{text!r} is no length of time; write 90, 500ms, 10m, 1h30m or 7d")
     return length
 
 

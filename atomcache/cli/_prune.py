@@ -1,4 +1,4 @@
-"""``atomcache prune``: remove the least recently used entries.
+"""``atomcache prune``: remove the least recently used entries, and those that have expired.
 
 Who calls it: the dispatcher.  What may go wrong: `StorageError` for a folder that can't be
 changed.
@@ -17,9 +17,9 @@ def describe(parser: argparse.ArgumentParser) -> None:
     """Say what the subcommand takes."""
     parser.description = f"""{parser.description or "Remove entries."}
 
-Give at least one limit. Entries are removed, the least recently used first, until the rest is
-within all of them. What somebody holds (see Cache.hold) stays. If another process is pruning,
-this waits until it is done."""
+Give at least one limit, or --expired. Entries are removed, the least recently used first, until
+the rest is within all of them. What somebody holds (see Cache.hold) stays. If another process is
+pruning, this waits until it is done."""
     parser.add_argument(
         "--max-bytes", metavar="SIZE", type=size, help="bytes to keep, such as 500MB or 1.5GiB"
     )
@@ -30,10 +30,17 @@ this waits until it is done."""
         type=duration,
         help="remove what was not used for so long, such as 12h or 30d; use is known to the hour",
     )
+    parser.add_argument(
+        "--expired",
+        action="store_true",
+        help="remove what has reached the age limit with which it was made, also what could still "
+        "have been served for a while (--stale-for, --stale-on-error)",
+    )
     add_cache(parser)
     add_json(parser)
     parser.epilog = f"""{status()}
 EXAMPLES
+  atomcache prune --expired
   atomcache prune --max-bytes 10GB
   atomcache prune --max-idle 30d --max-entries 100000
   atomcache prune --cache build/cache --max-bytes 1GB --json
@@ -49,16 +56,16 @@ def run(options: argparse.Namespace) -> int:
         "max_entries": options.max_entries,
         "max_idle": options.max_idle,
     }
-    if set(limits.values()) == {None}:
+    if set(limits.values()) == {None} and not options.expired:
         raise Misuse(
-            "say what may stay: --max-bytes, --max-entries or --max-idle; "
-            "see atomcache prune --help"
+            "say what may stay: --max-bytes, --max-entries or --max-idle, or remove what is "
+            "--expired; see atomcache prune --help"
         )
     cache = look(options)
     done = Pruned()
     if exists(cache):
         with trouble(cache):
-            done = cache.prune(**limits)
+            done = cache.prune(**limits, expired=options.expired)
     if options.json:
         say_json({name: getattr(done, name) for name in Pruned.__slots__})
         return 0

@@ -64,6 +64,11 @@ what happens:
   the same instant may swap.  SIGINT, SIGTERM, SIGHUP and SIGQUIT reach the command; then nothing
   is stored.
 
+environment:
+  ATOMCACHE_DIR      the cache folder, where --cache is not given
+  ATOMCACHE_MAX_AGE  stands for --max-age, where that is not given
+  ATOMCACHE_SCOPE    a text that is added to what identifies a run, as by --key
+
 exit status:
   that of the command, also when it is replayed (128 and the signal's number if a signal ended it)
   2    a mistake on the command line, or an input that is not there
@@ -321,6 +326,11 @@ class Task:
             for name in ("max_age", "stale_for", "stale_on_error", "timeout")
             if getattr(options, name) is not None
         }
+        if options.max_age is None and os.environ.get("ATOMCACHE_MAX_AGE"):
+            try:
+                self.choices["max_age"] = duration(os.environ["ATOMCACHE_MAX_AGE"])
+            except Misuse as error:
+                raise Misuse(f"ATOMCACHE_MAX_AGE: {error}") from None
         if options.tag:
             self.choices["tags"] = options.tag
         if options.input:
@@ -401,7 +411,8 @@ class Task:
     def _key(self) -> str:
         """Return a text that names all that identifies this run, and nothing else."""
         options = self.options
-        parts = ["run", *(f"--key={text}" for text in options.key)]
+        scope = os.environ.get("ATOMCACHE_SCOPE")
+        parts = ["run", *(f"--key={text}" for text in [*([scope] if scope else []), *options.key])]
         if options.cwd:
             try:
                 parts.append(f"--cwd={os.getcwd()}")
