@@ -68,7 +68,7 @@ def on_pipe(*args, status=0, stdin=subprocess.DEVNULL, **more):
     )
     assert done.returncode == status, done.stderr.decode()
     assert b"Traceback" not in done.stderr
-    return done.stdout.decode(), done.stderr.decode()
+    return done.stdout.decode(), done.stderr.decode(errors="backslashreplace")
 
 
 class Terminal(terminal.Terminal):
@@ -741,7 +741,7 @@ def test_cat_prints_what_is_stored_byte_by_byte(filled):
 def test_cat_says_in_json_what_json_can_say(cli, filled):
     def value(key):
         told = json.loads(cli("cat", key, "--json"))
-        assert told.pop("key") in (key, repr(key))
+        del told["key"]
         assert len(told.pop("id")) == 40
         return told
 
@@ -877,19 +877,69 @@ def test_a_name_that_leads_out_of_the_cache_is_not_followed(cli, cache, tmp_path
     assert keys(cache) == set()
 
 
-def test_cat_plays_the_output_of_a_recorded_command(cache):
-    pytest.importorskip("atomcache.cli._recording")
-    command = [sys.executable, "-c", "import sys; print('out'); print('err', file=sys.stderr)"]
-    on_pipe("run", "-C", cache.directory, "--", *command)
-    [entry] = cache.entries()
-    assert on_pipe("cat", "-C", cache.directory, entry.id) == ("out\n", "")
-    raw, _ = on_pipe("cat", "-C", cache.directory, entry.id, "--raw")
-    assert raw.startswith("atomcache run 1\n")
+WRITES = """
+import os, sys
+os.write(1, b"out\\n")
+os.write(2, b"err\\xff\\n")
+sys.exit(3)
+"""
+
+
+@pytest.fixture
+def recorded(cache):
+    """Return the id of a command that was recorded."""
+    command = [sys.executable, "-c", WRITES]
+    on_pipe("run", "--keep-failures", "-C", cache.directory, "--", *command, status=3)
+    return next(entry.id for entry in cache.entries() if entry.key.startswith(("run ", "'run ")))
+
+
+def test_cat_prints_the_streams_of_a_recorded_command(cli, cache, recorded):
+    assert cli("cat", recorded) == "out\n"
+    assert on_pipe("cat", "-C", cache.directory, recorded) == ("out\n", "")
+    done = subprocess.run(
+        [sys.executable, "-m", "atomcache", "cat", "-C", cache.directory, recorded, "--stderr"],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        timeout=PATIENCE,
+    )
+    assert (done.returncode, done.stdout) == (0, b"err\xff\n")
+    raw = subprocess.run([*done.args[:-1], "--raw"], env=environment(), stdout=subprocess.PIPE)
+    assert raw.stdout.startswith(b"atomcache run 1\n")
+
+
+def test_cat_says_in_json_what_a_command_wrote_and_how_it_ended(cli, cache, recorded):
+    told = json.loads(cli("cat", recorded, "--json"))
+    del told["key"]
+    assert told == {
+        "id": recorded,
+        "stdout": "out\n",
+        "stderr_base64": base64.b64encode(b"err\xff\n").decode(),
+        "status": 3,
+    }
+
+
+def test_show_tells_how_a_recorded_command_ended(cli, filled, cache, recorded):
+    assert re.search(r"\nstatus: +3\n", cli("show", recorded))
+    assert json.loads(cli("show", recorded, "--json"))["status"] == 3
+    for key in ("blob", "index", "report"):
+        assert "status" not in cli("show", key)
+        assert json.loads(cli("show", key, "--json"))["status"] is None
+
+
+def test_only_a_recorded_command_has_a_standard_error_stream(cli, filled, recorded):
+    for key in ("index", "blob", "report", "tiles"):
+        assert "recorded command" in cli("cat", "--stderr", key, status=2)
+    for more in ("--json", "--raw"):
+        cli("cat", "--stderr", recorded, more, status=2)
 
 
 def test_bytes_that_only_begin_like_a_recording_are_printed_as_they_are(cli, cache):
-    cache.set("run of the mill", b"atomcache", codec="bytes")
-    assert cli("cat", "run of the mill") == "atomcache"
+    begun = b"atomcache run 1\n"
+    for content in (b"atomcache", begun, begun + b"\1\0\0", begun + b"\1\x7f\0\0\0" + b"\0" * 5):
+        cache.set("run of the mill", content, codec="bytes")
+        assert cli("cat", "run of the mill") == content.decode()
+        told = json.loads(cli("cat", "--json", "run of the mill"))
+        assert base64.b64decode(told["base64"]) == content
 
 
 # -- rm --------------------------------------------------------------------------------

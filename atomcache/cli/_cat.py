@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import os
 import stat
-import sys
 
 from .._errors import AtomcacheError
-from ._arguments import add_cache, add_json
+from ._arguments import Misuse, add_cache, add_json
 from ._find import DamagedError, add_key, damaged, find, inspect, look, status, trouble
 from ._tables import quoted, say_json, write_bytes
 
@@ -33,21 +32,24 @@ _UNKNOWN = "there is no such entry, or several"
 _PLAIN = ("bytes", "text", "json")
 """Codecs whose stored bytes are what is to be printed."""
 
-_RECORDED = b"atomcache run 1\n"
-"""How the bytes begin that ``atomcache run`` stores."""
-
 
 def describe(parser: argparse.ArgumentParser) -> None:
     """Say what the subcommand takes."""
     parser.description = f"""{parser.description or "Print what is stored."}
 
-Bytes, text and files are printed as they are, and of a recorded command its standard output.
-Other data is printed as JSON if JSON can say it without loss, and else as Python writes it.
-Checksums are verified before anything is printed. An entry that has expired is printed too.
+Bytes, text and files are printed as they are, and of a recorded command its standard output, or
+with --stderr the other stream; --json has both, and its exit status. Other data is printed as
+JSON if JSON can say it without loss, and else as Python writes it. Checksums are verified before
+anything is printed. An entry that has expired is printed too.
 
 Pickles are not read, because reading one can run code, and neither is what a codec of a
 program's own has written; --raw prints their bytes."""
     add_key(parser)
+    parser.add_argument(
+        "--stderr",
+        action="store_true",
+        help="print what a recorded command wrote to its standard error stream",
+    )
     parser.add_argument(
         "--raw", action="store_true", help="print the stored bytes, whatever they mean"
     )
@@ -58,6 +60,7 @@ EXAMPLES
   atomcache cat index > index.html
   atomcache cat rates | jq .EUR
   atomcache cat 'run -- git log' | less
+  atomcache cat --json 'run -- make' | jq .status
 """
 
 
@@ -66,6 +69,8 @@ def run(options: argparse.Namespace) -> int:
     cache = look(options)
     place = find(cache, options.key, options.kind)
     entry = inspect(cache, place)
+    if options.stderr and (entry.kind == "path" or options.raw or options.json):
+        raise Misuse("--stderr goes with recorded commands only, and without --raw and --json")
     if entry.kind == "path":
         return _print_file(cache, place, entry, options)
     with trouble(cache):
@@ -120,9 +125,15 @@ def _print_value(
     codec = header.codec.rstrip(b"\0").decode("ascii", "replace")
     begin, size = payload_start(header), header.payload_size
     pieces = _pieces(cache, fd, begin, size)
+    recorded = None
+    if codec == "bytes" and not options.raw:
+        recorded = _recorded(cache, fd, begin, size)
+    if recorded is not None:
+        _print_recorded(entry, recorded, options)
+        return 0
+    if options.stderr:
+        raise Misuse(f"the entry of key {quoted(entry.key)} is no recorded command")
     if options.raw or (_is_plain(codec, header) and not options.json):
-        if not options.raw and _print_recorded(cache, entry, codec, fd, begin, size):
-            return 0
         write_bytes(pieces)
         if codec == "json" and not options.raw:
             write_bytes([b"\n"])
@@ -140,22 +151,37 @@ def _print_value(
     return 0
 
 
-def _print_recorded(
-    cache: Cache, entry: EntryInfo, codec: str, fd: int, begin: int, size: int
-) -> bool:
-    """Print the standard output of a recorded command; `False` if it is something else."""
-    if codec != "bytes" or not entry.key.startswith("run "):
-        return False
-    if b"".join(_pieces(cache, fd, begin, min(size, len(_RECORDED)))) != _RECORDED:
-        return False
-    from ._recording import is_recording, play
+def _recorded(cache: Cache, fd: int, begin: int, size: int) -> tuple[bytes, bytes, int] | None:
+    """Return both streams and the status of a recorded command; `None` for any other bytes."""
+    from ._recording import MAGIC, split
 
-    data = b"".join(_pieces(cache, fd, begin, size))
-    if not is_recording(data):
-        return False
-    write_bytes([])
-    play(data, sys.stdout.fileno(), None)
-    return True
+    if b"".join(_pieces(cache, fd, begin, min(size, len(MAGIC)))) != MAGIC:
+        return None
+    try:
+        return split(b"".join(_pieces(cache, fd, begin, size)))
+    except ValueError:
+        return None
+
+
+def _print_recorded(
+    entry: EntryInfo, recorded: tuple[bytes, bytes, int], options: argparse.Namespace
+) -> None:
+    out, err, status = recorded
+    if options.json:
+        streams = {**_stream("stdout", out), **_stream("stderr", err)}
+        say_json({"id": entry.id, "key": entry.key, **streams, "status": status})
+    else:
+        write_bytes([err if options.stderr else out])
+
+
+def _stream(name: str, content: bytes) -> dict[str, str]:
+    """Return what JSON says of a stream: text, or digits under another name where it is none."""
+    from base64 import b64encode
+
+    try:
+        return {name: content.decode()}
+    except UnicodeDecodeError:
+        return {f"{name}_base64": b64encode(content).decode()}
 
 
 def _is_plain(codec: str, header: Header) -> bool:

@@ -4,9 +4,9 @@ A recording is bytes: a first line that says what it is, then frames of the stre
 (one byte), a length (four bytes) and so much of what was written; the last frame has stream 0
 and the exit status in the place of the length.
 
-Who calls it: `atomcache run`, and `atomcache cat`.  What may go wrong: `ValueError` for what is
-no recording; `OSError` from whoever it is played to, which `Output` keeps for later: that nobody
-reads one stream any more is no reason to stop writing the other.
+Who calls it: `atomcache run`, `atomcache cat` and `atomcache show`.  What may go wrong:
+`ValueError` for what is no recording; `OSError` from whoever it is played to, which `Output` keeps
+for later: that nobody reads one stream any more is no reason to stop writing the other.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ OUT = 1
 ERR = 2
 _END = 0
 _FRAME = struct.Struct("<BI")
+FRAME_SIZE = _FRAME.size
 _LONGEST = 1 << 30
 
 
@@ -55,6 +56,25 @@ def is_recording(data: bytes) -> bool:
     return data[: len(MAGIC)] == MAGIC
 
 
+def split(recording: bytes) -> tuple[bytes, bytes, int]:
+    """Return what a command wrote to its standard output and error stream, and its exit status."""
+    *frames, (_, _, status) = _read(recording)
+    parts: dict[int, list[bytes]] = {OUT: [], ERR: []}
+    for stream, start, end in frames:
+        if stream not in parts or end > len(recording):
+            raise ValueError("this is no recording of a command")
+        parts[stream].append(recording[start:end])
+    return b"".join(parts[OUT]), b"".join(parts[ERR]), status
+
+
+def status_of(begin: bytes, end: bytes) -> int | None:
+    """Return the exit status in a recording, by its first and last bytes; `None` if it is none."""
+    if not is_recording(begin) or len(end) < _FRAME.size:
+        return None
+    stream, status = _FRAME.unpack(end[-_FRAME.size :])
+    return int(status) if stream == _END else None
+
+
 class Output:
     """Where a command's streams go, each until it can't be written to any more.
 
@@ -85,15 +105,6 @@ class Output:
         for stream, start, end in frames:
             self.write(stream, memoryview(recording)[start:end])
         return status
-
-
-def play(data: bytes, out: int | None, err: int | None) -> int:
-    """Do as `Output.play`, and raise what went wrong."""
-    output = Output(out, err)
-    status = output.play(data)
-    if output.error is not None:
-        raise output.error
-    return status
 
 
 def write(descriptor: int, data: bytes | memoryview) -> None:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import os
 
 from ._arguments import add_cache, add_json
-from ._find import add_key, damaged, find, inspect, look, status, trouble
+from ._find import add_key, damaged, find, inspect, look, trouble
+from ._find import status as exit_status
 from ._tables import facts_of, moment, say_facts, say_json, shown, size_text, time_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
 
+    from .._cache import Cache
     from .._listing import EntryInfo
 
 
@@ -23,7 +25,7 @@ def describe(parser: argparse.ArgumentParser) -> None:
     add_key(parser)
     add_cache(parser)
     add_json(parser)
-    parser.epilog = f"""{status("the entry is damaged", "there is no such entry, or several")}
+    parser.epilog = f"""{exit_status("the entry is damaged", "there is no such entry, or several")}
 EXAMPLES
   atomcache show index
       the entry that was stored by cache.get_or_create("index", ...)
@@ -48,11 +50,38 @@ def run(options: argparse.Namespace) -> int:
             inputs = sorted(_read_head(cache._door, place)[1]["inputs"])
     except (Damaged, ValueError) as why:
         raise damaged(place, why) from None
+    status = _status(cache, place, entry)
     if options.json:
-        say_json({**facts_of(entry), "inputs": inputs})
+        say_json({**facts_of(entry), "inputs": inputs, "status": status})
     else:
-        say_facts([*_facts(entry), *(("input", shown(name)) for name in inputs)])
+        ended = [] if status is None else [("status", str(status))]
+        say_facts([*_facts(entry), *ended, *(("input", shown(name)) for name in inputs)])
     return 0
+
+
+def _status(cache: Cache, place: str, entry: EntryInfo) -> int | None:
+    """Return with which status a recorded command ended; `None` if it is something else."""
+    if entry.codec != "bytes":
+        return None
+    from .._header import SIZE, Damaged, glance, payload_start
+    from ._recording import FRAME_SIZE, MAGIC, status_of
+
+    with trouble(cache):
+        try:
+            fd = cache._door.open_unnoticed(place)
+        except (FileNotFoundError, IsADirectoryError):
+            raise damaged(place, "it was replaced just now") from None
+        try:
+            header = glance(os.read(fd, SIZE))
+            os.lseek(fd, payload_start(header), os.SEEK_SET)
+            begin = os.read(fd, min(len(MAGIC), header.payload_size))
+            end = max(0, header.payload_size - FRAME_SIZE)
+            os.lseek(fd, payload_start(header) + end, os.SEEK_SET)
+            return status_of(begin, os.read(fd, FRAME_SIZE))
+        except Damaged as why:
+            raise damaged(place, why) from None
+        finally:
+            os.close(fd)
 
 
 def _facts(entry: EntryInfo) -> list[tuple[str, str]]:
