@@ -1,6 +1,7 @@
 """``atomcache run``: a command runs once for all who ask, and is replayed as it was."""
 
 import ctypes
+import json
 import os
 import random
 import re
@@ -1097,6 +1098,69 @@ def test_a_terminal_shows_who_runs_it_how_far_it_is_and_how_long_it_took(shell, 
         builder.tell("go on")
         seen = terminal.end()
     assert [line for line in screen(seen) if line] == ["out"]
+
+
+TELL = 'echo "%s" >&"$ATOMCACHE_PROGRESS_FD"; '
+
+
+def builds(shell):
+    """Return what ``atomcache watch`` says of builds in progress."""
+    done = subprocess.run(
+        [*ATOMCACHE, "watch", "--once", "--json"],
+        stdout=subprocess.PIPE,
+        timeout=PATIENCE,
+        **shell.options(),
+    )
+    return json.loads(done.stdout)["builds"]
+
+
+def test_a_command_tells_those_who_wait_how_far_it_is(shell):
+    command = sh("echo out; " + TELL % "21 50 linking it" + WAIT + TELL % "50 50 packing" + WAIT)
+    builder = shell.start(*command)
+    read_until(builder.stdout, b"out\n")
+    [told] = until(lambda: [each for each in builds(shell) if each["done"]], "it tells")
+    assert (told["done"], told["total"], told["note"]) == (21, 50, "linking it")
+    with shell.terminal(*command) as terminal:
+        terminal.until(rb"42 %.* linking it")
+        shell.open_gate()
+        terminal.until(rb"100 %.* packing")
+        shell.open_gate()
+        assert screen(terminal.end())[0] == "out"
+    assert result(builder) == (0, b"", b"")
+    assert shell.run(*command) == (b"out\n", b"")
+
+
+RUBBISH = ["", "x", "nan", "1 inf", "1 x", "1e999 2", "x 1 2", "\xff", "- -", "1 2 3 4 5" * 60]
+
+
+def test_what_is_no_progress_is_ignored(shell):
+    lines = "".join(TELL % line for line in RUBBISH[:-1])
+    many = f"head -c 300000 /dev/zero >&$ATOMCACHE_PROGRESS_FD; {TELL % ''}"
+    command = sh("echo out; " + lines + many + TELL % "7" + WAIT)
+    builder = shell.start(*command)
+    read_until(builder.stdout, b"out\n")
+    [told] = until(lambda: [each for each in builds(shell) if each["done"]], "it tells")
+    assert (told["done"], told["total"], told["note"]) == (7, None, "")
+    shell.open_gate()
+    assert result(builder) == (0, b"", b"")
+
+
+@pytest.mark.parametrize("line", RUBBISH[:-1])
+def test_a_line_of_progress_begins_with_one_number_or_two(crew, line):
+    assert crew.start(understood, line.encode("latin-1")).result() is None
+    assert crew.start(understood, b" 3\t10  a note \xff\r").result() == (3, 10, "a note \ufffd")
+    assert crew.start(understood, b"-1.5").result() == (-1.5, None, "")
+
+
+def understood(line, text):
+    from atomcache.cli._child import _understood
+
+    return _understood(text)
+
+
+def test_what_a_command_leaves_running_may_keep_the_descriptor_of_its_progress(shell):
+    left = "(exec >&- 2>&-; sleep 3600) & echo done"
+    assert shell.run(*sh(left)) == (b"done\n", b"")
 
 
 def test_a_pipe_shows_nothing_of_a_wait(shell):

@@ -1,5 +1,7 @@
 """A command that runs: its output is passed on and taken down, signals reach it.
 
+It may tell how far it is, in lines that it writes to a descriptor of its own (see `_Progress`).
+
 Who calls it: `atomcache run`, where it comes to build.  What may go wrong: `Interrupted`, when
 this process was told to end; what can't be started is taken down as the status that shells give
 it, 127 for what is not found and 126 for what can't be run.
@@ -17,13 +19,17 @@ from typing import TYPE_CHECKING, Any
 from ._recording import ERR, OUT, Recorder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ._recording import Output
+
+    Report = Callable[[float, float | None, str], None]
 
 NOT_FOUND = 127
 CANNOT_RUN = 126
 _SIGNALED = 128
+
+PROGRESS = "ATOMCACHE_PROGRESS_FD"
 
 _CHUNK = 65_536
 _LOOK_AT_CHILD = 0.2
@@ -49,7 +55,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def run_command(
-    command: Sequence[str], given: bytes | None, output: Output
+    command: Sequence[str], given: bytes | None, output: Output, report: Report
 ) -> tuple[int, bool, Recorder]:
     """Run a command to its end.
 
@@ -61,6 +67,8 @@ def run_command(
         What it reads on its standard input; `None` for nothing.
     output
         To which what it writes is passed on as it comes.
+    report
+        Called when it tells how far it is, as `Build.progress`.
 
     Returns
     -------
@@ -68,9 +76,9 @@ def run_command(
         Its exit status as shells give it, whether it ran at all, and what it wrote.
     """
     recorder = Recorder()
-    with _Signals() as signals:
+    with _Signals() as signals, _Progress(report) as progress:
         try:
-            child = _start(command, given)
+            child = _start(command, given, progress.environment)
         except OSError as error:
             text = f"atomcache run: can't run {command[0]!r}: {error.strerror or error}\n"
             told = text.encode("utf-8", "backslashreplace")
@@ -78,31 +86,62 @@ def run_command(
             output.write(ERR, told)
             missing = isinstance(error, FileNotFoundError)
             return (NOT_FOUND if missing else CANNOT_RUN), False, recorder
+        progress.close_childs_end()
         signals.send_to(child)
-        with child, selectors.DefaultSelector() as selector:
-            assert child.stdout is not None
-            assert child.stderr is not None
-            selector.register(child.stdout, selectors.EVENT_READ, OUT)
-            selector.register(child.stderr, selectors.EVENT_READ, ERR)
-            while selector.get_map():
-                ready = selector.select(_LOOK_AT_CHILD)
-                for pipe, _ in ready:
-                    data = os.read(pipe.fd, _CHUNK)
-                    if data:
-                        recorder.add(pipe.data, data)
-                        output.write(pipe.data, data)
-                    else:
-                        selector.unregister(pipe.fileobj)
-                if not ready and signals.received and child.poll() is not None:
-                    break  # what it has started itself may have its pipes open for ever
+
+        def take(stream: int, data: bytes) -> None:
+            recorder.add(stream, data)
+            output.write(stream, data)
+
+        with child:
+            _follow(child, take, progress, signals)
         status = child.returncode
     if signals.received:
         raise Interrupted(signals.received[0])
     return (status if status >= 0 else _SIGNALED - status), True, recorder
 
 
-def _start(command: Sequence[str], given: bytes | None) -> subprocess.Popen[bytes]:
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "bufsize": 0}
+def _follow(
+    child: subprocess.Popen[bytes],
+    take: Callable[[int, bytes], None],
+    progress: _Progress,
+    signals: _Signals,
+) -> None:
+    """Take what a child writes, and hear how far it is, until both its streams have ended."""
+    assert child.stdout is not None
+    assert child.stderr is not None
+    streams = {child.stdout.fileno(): OUT, child.stderr.fileno(): ERR}
+    with selectors.DefaultSelector() as selector:
+        for descriptor in [*streams, *progress.readable()]:
+            selector.register(descriptor, selectors.EVENT_READ)
+        while selector.get_map():
+            ready = selector.select(_LOOK_AT_CHILD)
+            for key, _ in ready:
+                data = os.read(key.fd, _CHUNK)
+                if not data:
+                    selector.unregister(key.fd)
+                    streams.pop(key.fd, None)
+                elif key.fd in streams:
+                    take(streams[key.fd], data)
+                else:
+                    progress.hear(data)
+            # What it has started itself may have its pipes open for ever.
+            enough = signals.received or not streams
+            if enough and not ready and child.poll() is not None:
+                break
+
+
+def _start(
+    command: Sequence[str], given: bytes | None, more: dict[str, str]
+) -> subprocess.Popen[bytes]:
+    pipes: dict[str, Any] = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "bufsize": 0,
+        "env": {**os.environ, **more},
+        # What the caller hands on is for the command; what Python opens is not inheritable.
+        "close_fds": os.name == "nt",
+    }
     if given is None:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, **pipes)
     import tempfile
@@ -111,6 +150,64 @@ def _start(command: Sequence[str], given: bytes | None) -> subprocess.Popen[byte
         file.write(given)
         file.seek(0)
         return subprocess.Popen(command, stdin=file, **pipes)
+
+
+class _Progress:
+    """How far a command is, as far as it tells: a pipe, whose other end it has.
+
+    To the descriptor whose number is in the environment variable `PROGRESS` it may write lines
+    such as ``3 10 linking``: how much is done, of how much, and a note, of which only the first
+    is needed.  Lines of any other form are ignored.
+    """
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._pipe: list[int] = []
+        self._begun = b""
+        self.environment: dict[str, str] = {}
+        if hasattr(os, "set_inheritable") and os.name != "nt":
+            self._pipe = list(os.pipe())
+            os.set_inheritable(self._pipe[1], True)
+            self.environment = {PROGRESS: str(self._pipe[1])}
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor in self._pipe:
+            os.close(descriptor)
+
+    def close_childs_end(self) -> None:
+        """Have only the child write."""
+        if self._pipe:
+            os.close(self._pipe.pop())
+
+    def readable(self) -> list[int]:
+        """Return what can be read, if there is anything."""
+        return self._pipe[:1]
+
+    def hear(self, data: bytes) -> None:
+        """Understand what was read."""
+        *lines, begun = (self._begun + data).split(b"\n")
+        self._begun = begun[-_CHUNK:]
+        for line in lines:
+            told = _understood(line)
+            if told is not None:
+                self._report(*told)
+
+
+def _understood(line: bytes) -> tuple[float, float | None, str] | None:
+    """Return what a line says of how far a command is; `None` for rubbish."""
+    from math import isfinite
+
+    parts = line.decode("utf-8", "replace").split(None, 2)
+    try:
+        done, *total = map(float, parts[:2])
+    except ValueError:
+        return None
+    if not all(map(isfinite, [done, *total])):
+        return None
+    return done, total[0] if total else None, parts[2].strip() if len(parts) > 2 else ""
 
 
 class _Signals:

@@ -2,8 +2,9 @@
 
 What it is for: what a command writes to its two output streams and its exit status are a value
 of the cache, as a recording; with ``--output``, what it makes at a path is a file or folder of
-the cache.  What it takes is in `_run_options`, the key in `_run_key`.  A command that fails is, in the library's terms, a factory that raises:
-`CommandFailed` carries the recording to all who wait for it, and nothing is stored.
+the cache.  What this takes is in `_run_options`, and what identifies a run in `_run_key`.  A
+command that fails is, in the library's terms, a factory that raises: `CommandFailed` carries the
+recording to all who wait for it, and nothing is stored.
 
 Who calls it: `main`.  What may go wrong: as ``--help`` says.
 """
@@ -184,10 +185,13 @@ class Task:
         self._run([word.replace(OUTPUT, str(target)) for word in self.command])
 
     def _run(self, command: list[str]) -> bytes:
+        from .._build import current_build
         from ._child import run_command
 
         output = Output(None, None) if self.behind or self.held else self.output
-        status, started, recorder = run_command(command, self.given, output)
+        status, started, recorder = run_command(
+            command, self.given, output, current_build().progress
+        )
         recording = self.ran = recorder.finish(status)
         keep = self.options.keep_failures and started and self.options.output is None
         if status and not keep:

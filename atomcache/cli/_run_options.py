@@ -38,6 +38,10 @@ environment:
   ATOMCACHE_MAX_AGE  stands for --max-age, where that is not given
   ATOMCACHE_SCOPE    a text that is added to what identifies a run, as by --key
 
+  The command finds in ATOMCACHE_PROGRESS_FD the number of a descriptor to which it may write
+  how far it is, for those who wait and for atomcache watch, in lines DONE [TOTAL [NOTE]]:
+    echo "3 10 linking" >&"$ATOMCACHE_PROGRESS_FD"
+
 exit status:
   that of the command, also when it is replayed (128 and the signal's number if a signal ended it)
   2    a mistake on the command line, or an input that is not there
