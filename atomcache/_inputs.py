@@ -97,7 +97,8 @@ class InputKey:
         return hash(self.files)
 
     def __repr__(self) -> str:
-        return describe(self.key)
+        content = blake2b(repr(self.files).encode("utf-8", "surrogateescape"), digest_size=5)
+        return f"{describe(self.key)} [inputs {content.hexdigest()}]"
 
 
 InputKey.__module__ = "atomcache"  # part of the key: the class may move, its entries stay

@@ -654,6 +654,61 @@ def test_two_entries_that_a_listing_shows_alike_must_be_told_apart(cli, cache):
     assert "2 entries" in cli("cat", "('a', 1)", status=2)
 
 
+def test_runs_that_differ_by_their_inputs_only_can_be_told_apart(cli, cache, tmp_path):
+    names = []
+    for name, content in (("one", "1"), ("one", "2"), ("two", "2")):
+        (tmp_path / name).write_text(content)
+        on_pipe("run", "-C", cache.directory, "--input", tmp_path / name, "--", "true")
+        names.append(name)
+    shown = keys(cache)
+    assert len(shown) == 3
+    assert sum(f"--input={tmp_path / 'one'}" in key for key in shown) == 2
+    for key in sorted(shown):
+        assert cli("rm", key) == "removed 1 entry\n"
+
+
+def test_runs_that_differ_by_what_they_read_can_be_told_apart(cache, tmp_path):
+    for content in ("1", "2"):
+        (tmp_path / "given").write_text(content)
+        with open(tmp_path / "given") as given:
+            on_pipe("run", "-C", cache.directory, "--stdin", "--", "true", stdin=given)
+    assert len(keys(cache)) == 2
+
+
+def test_no_listing_shows_the_value_of_a_variable(cli, cache):
+    for value in ("hunter2", "hunter3", ""):
+        args = ("run", "-C", cache.directory, "--env", "TOKEN", "--", "true")
+        on_pipe(*args, TOKEN=value)
+        on_pipe(*args, TOKEN=value)
+    said = cli("ls") + cli("ls", "--json")
+    assert "hunter" not in said
+    assert len(keys(cache)) == 3
+    assert all(re.search(r"--env=TOKEN=[0-9a-f]{20} ", key) for key in keys(cache))
+
+
+def test_the_hint_names_only_what_tells_entries_apart(cli, cache):
+    for number in (1, 2):
+        cache.set(Twin(number), number)
+    said = cli("rm", "twin", status=2)
+    assert "Name one by its id\n" in said
+    cache.get_or_create_path("both", write, name="r.pdf")
+    cache.set("both", 1)
+    assert cli("rm", "both", status=2).endswith("Name one by its id, or by --kind\n")
+
+
+class Twin:
+    """A key that is shown like others."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __atomcache_key__(self):
+        return self.number
+
+    def __repr__(self):
+        return "twin"
+
+
 # -- show, path, cat -------------------------------------------------------------------
 
 

@@ -112,9 +112,10 @@ def find(cache: Cache, key: str, kind: str | None = None) -> str:
         )
     some = ", ".join(f"{os.path.basename(path)} (a {_kind(path)})" for path in found[:5])
     more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+    each_kind = len(found) == len(set(map(_kind, found)))
     raise Misuse(
         f"{len(found)} entries in {place} are meant by {quoted(key)}: {some}{more}. "
-        "Name one by its id, or by --kind"
+        f"Name one by its id{', or by --kind' if each_kind else ''}"
     )
 
 

@@ -1,6 +1,7 @@
 """What identifies a run: the text that is its key, made so that listings can be read.
 
-It names the command, word by word, and all that was said to identify the run.
+It names the command, word by word, and all that was said to identify the run.  What input files
+hold is added by the library.
 
 Who calls it: `_run`.  What may go wrong: `Misuse` for a file that is not there and for what is no
 name of a variable.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import os
 
+from .._keys import blake2b
 from ._asked import Misuse
 
 TYPE_CHECKING = False
@@ -33,21 +35,25 @@ def key_of(options: Asked, given: bytes | None) -> str:
         if not name or "=" in name:  # it would be taken for another variable with a value
             raise Misuse(f"--env: {name!r} is no name of an environment variable")
         value = os.environ.get(name)
-        parts.append(f"--env={name}" if value is None else f"--env={name}={value}")
+        # Not the value itself: it may be a secret, and whoever lists the cache sees the key.
+        parts.append(f"--env={name}" if value is None else f"--env={name}={_hash(value)}")
+    parts += [f"--input={each}" for each in options.input]
     for file in options.mtime:
         try:
             parts.append(f"--mtime={file}={os.stat(file).st_mtime_ns}")
         except OSError as error:
             raise Misuse(f"--mtime {file}: {error.strerror}") from None
     if given is not None:
-        from .._keys import blake2b
-
         parts.append(f"--stdin={blake2b(given, digest_size=20).hexdigest()}")
     if options.output is not None:
         parts.append(f"--output={options.output}")
     if options.keep_failures:
         parts.append("--keep-failures")
     return " ".join(map(_quote, [*parts, "--", *options.command]))
+
+
+def _hash(value: str) -> str:
+    return blake2b(os.fsencode(value), digest_size=10).hexdigest()
 
 
 def _quote(word: str) -> str:

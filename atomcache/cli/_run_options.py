@@ -101,7 +101,12 @@ OPTIONS = {
     "key": [
         Option("--key", "add a text", "TEXT", several=True),
         Option("--cwd", "add the current folder"),
-        Option("--env", "add an environment variable", "NAME", several=True),
+        Option(
+            "--env",
+            "add an environment variable; listings show its name and a hash of its value",
+            "NAME",
+            several=True,
+        ),
         Option(
             "--input",
             "add the content of a file, of a folder, or of all files that match; ** goes deep",
