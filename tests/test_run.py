@@ -751,6 +751,27 @@ def test_a_command_that_fails_prints_no_path(shell):
     assert shell.entries() == []
 
 
+def test_if_what_makes_a_path_fails_the_old_is_told_and_nothing_of_the_failure(shell, in_the_past):
+    script = 'echo out; echo warned >&2; wc -l < "$RUNS" > {output}; mkdir first'
+    command = ["--output=out", *sh(COUNT + script)]
+    rescued = ["--max-age=1h", "--stale-on-error=30d", *command]
+    path, err = shell.run(*command, program=in_the_past)
+    assert err == b"out\nwarned\n"
+    assert shell.run(*rescued) == (path, b"")
+    assert shell.runs() == 2
+    (shell.here / "first").rmdir()
+    assert shell.run("--refresh", *rescued)[1] == b"out\nwarned\n", "held back till its end"
+    status, out, err = result(shell.start("--refresh", *rescued))
+    assert (status, out) == (1, b"")
+    assert err.startswith(b"out\nwarned\nmkdir: ")
+
+
+def test_failures_of_what_makes_a_path_cannot_be_kept(shell):
+    out, err = shell.run("--keep-failures", "--output=out", *sh(COUNT + ": {output}"), status=2)
+    assert "--keep-failures goes without --output" in one_line(err)
+    assert (out, shell.runs()) == (b"", 0)
+
+
 def test_a_failure_of_what_makes_a_path_is_shown_to_all_who_waited(shell):
     command = ["--output=out", *sh(COUNT + "echo why; : {output}; " + WAIT + "exit 4")]
     builder = shell.start(*command)

@@ -103,11 +103,16 @@ class Task:
             raise Misuse("there is no command to run; see atomcache run --help")
         if options.output is not None and not any(OUTPUT in word for word in self.command):
             raise Misuse(f"with --output the command has to name {OUTPUT}, where it is to write")
+        if options.output is not None and options.keep_failures:
+            raise Misuse(
+                "--keep-failures goes without --output: of a command that failed there is no "
+                "file or folder to keep"
+            )
         self.behind = os.environ.pop(_BEHIND, None) is not None  # the command must not see it
         self.given = sys.stdin.buffer.read() if options.stdin else None
         self.key = key_of(options, self.given)
         self.output = Output(1 if options.output is None else 2, 2)
-        self.held = options.stale_on_error is not None and options.output is None
+        self.held = options.stale_on_error is not None
         self.ran: bytes | None = None
         self.cache = self._open()
         self.choices: dict[str, Any] = {
@@ -182,7 +187,9 @@ class Task:
         return self._run(self.command)
 
     def _make(self, target: Path) -> None:
-        self._run([word.replace(OUTPUT, str(target)) for word in self.command])
+        recording = self._run([word.replace(OUTPUT, str(target)) for word in self.command])
+        if self.held and not self.behind:
+            self.output.play(recording)
 
     def _run(self, command: list[str]) -> bytes:
         from .._build import current_build
@@ -193,8 +200,7 @@ class Task:
             command, self.given, output, current_build().progress
         )
         recording = self.ran = recorder.finish(status)
-        keep = self.options.keep_failures and started and self.options.output is None
-        if status and not keep:
+        if status and not (self.options.keep_failures and started):
             raise CommandFailed(status, recording if len(recording) <= _LARGEST_FAILURE else None)
         return recording
 

@@ -158,7 +158,7 @@ OPTIONS = {
         Option(
             "--keep-failures",
             "store and replay also what ended with another status than 0; such runs are kept "
-            "apart from those without this option",
+            "apart from those without this option. Not with --output",
         ),
     ],
     "cache": [
