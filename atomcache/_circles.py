@@ -31,10 +31,17 @@ of what would be their claim: a circle may lead through several caches."""
 
 
 class Circles:
-    """Who waits for whom, as seen from one cache."""
+    """Who waits for whom, as seen from one cache.
+
+    Attributes
+    ----------
+    handed
+        Tokens of the claims of builds that wait for this process as a whole.
+    """
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
+        self.handed: frozenset[str] = frozenset()
 
     def refuse_own_key(self, entry: Entry) -> None:
         """Raise if this code runs in a build of that very entry."""
@@ -64,7 +71,9 @@ class Circles:
         """
         mine = [build for build in waiting.builds if not build.over]
         tokens = {build.claim.token: build for build in mine if build.claim is not None}
-        ahead: list[tuple[str, tuple[str, ...]]] = [(waiting.path, ())] if mine else []
+        ahead: list[tuple[str, tuple[str, ...]]] = (
+            [(waiting.path, ())] if mine or self.handed else []
+        )
         visited = set()
         while ahead:
             path, chain = ahead.pop()
@@ -77,20 +86,22 @@ class Circles:
             if record is not None:
                 chain = (*chain, f"{record.what} (process {record.pid} on {record.host})")
                 waits, closed = record.waits_for, tokens.get(record.token)
+                found = closed is not None or record.token in self.handed
             elif apart is not None:
                 chain = (*chain, f"what {path} would be the claim of (this process)")
                 waits, closed = list(apart.waits), apart if apart in mine else None
+                found = closed is not None
             else:
                 continue
-            if closed is not None:
+            if found:
                 what = f"waiting for {entry.what()}, in {self._layout.directory}, would never end"
                 raise CircularBuildError(_say(what, ", then ".join(chain), closed))
             ahead += [(each, chain) for each in waits]
 
 
-def _say(what: str, chain: str, closed: Build) -> str:
-    """Return the text of an error, by what of ours would have to go on."""
-    if closed in running.get():
+def _say(what: str, chain: str, closed: Build | None) -> str:
+    """Return the text of an error, by what of ours, or of whom we run for, would have to go on."""
+    if closed is None or closed in running.get():
         return (
             f"{what}: it is built by whoever waits, in turn, for {chain}. Let one of these "
             "factories do without the other"

@@ -275,6 +275,7 @@ def test_what_cannot_be_started_ends_as_shells_have_it_and_is_never_stored(shell
     plain.write_text("no program")
     for command, status, why in [
         ("no-such-command", 127, "No such file or directory"),
+        ("", 127, "No such file or directory"),
         (str(plain), 126, "Permission denied"),
         (str(shell.here), 126, "Permission denied"),
     ]:
@@ -283,6 +284,63 @@ def test_what_cannot_be_started_ends_as_shells_have_it_and_is_never_stored(shell
             assert out == b""
             assert one_line(err) == f"atomcache run: can't run '{command}': {why}\n"
     assert shell.entries() == []
+
+
+def test_a_script_without_an_interpreter_is_run_as_shells_do(shell):
+    script = shell.here / "no-interpreter"
+    script.write_text('echo "$0 $# $1"\n')
+    script.chmod(0o755)
+    for name in ("./no-interpreter", "no-interpreter"):
+        path = f"{shell.here}:{os.environ['PATH']}"
+        out, err = shell.run("--", name, "a b", "c", env={"PATH": path})
+        assert (out.split(b" ", 1)[1], err) == (b"2 a b\n", b"")
+    script.write_bytes(b"\x7fFOO\0\0\0")
+    out, err = shell.run("--key=other", "--", "./no-interpreter", status=126)
+    assert one_line(err) == "atomcache run: can't run './no-interpreter': Exec format error\n"
+
+
+def test_what_the_caller_hands_on_reaches_the_command_and_nothing_else(shell):
+    ours, theirs = os.pipe()
+    os.write(theirs, b"handed on")
+    os.close(theirs)
+    try:
+        program = "import os; print(os.read(%d, 99)); print(sorted(os.listdir('/proc/self/fd')))"
+        out, _ = shell.run(*python(program % ours), pass_fds=[ours])
+    finally:
+        os.close(ours)
+    read, descriptors = out.decode().splitlines()
+    assert read == "b'handed on'"
+    # The three streams, what is handed on, its progress, and the listing of the folder.
+    assert len(shlex.split(descriptors)) == 6, "the claim's is for its owner only"
+
+
+# -- a command that waits for itself ---------------------------------------------------
+
+
+def test_a_command_that_asks_for_itself_is_one_clear_line(shell):
+    script = shell.here / "script"
+    script.write_text(f"#!/bin/sh\n{COUNT}exec {shlex.join([*ATOMCACHE, 'run', './script'])}\n")
+    script.chmod(0o755)
+    for runs in (1, 2):
+        out, err = shell.run("./script", status=125)
+        assert out == b""
+        assert "would never end" in one_line(err)
+        assert shell.runs() == runs
+    assert shell.entries() == []
+
+
+def test_a_command_that_asks_for_itself_by_another_one_is_one_clear_line(shell):
+    for name, other in (("one", "two"), ("two", "one")):
+        script = shell.here / name
+        script.write_text(f"#!/bin/sh\nexec {shlex.join([*ATOMCACHE, 'run', f'./{other}'])}\n")
+        script.chmod(0o755)
+    assert "would never end" in one_line(shell.run("./one", status=125)[1])
+
+
+def test_what_runs_in_the_background_may_wait_for_what_began_it(shell, in_the_past):
+    inner = shlex.join([*ATOMCACHE, "run", "--warm", *sh("echo inner")])
+    assert shell.run(*sh(f"{inner}; echo outer")) == (b"outer\n", b"")
+    until(lambda: len(shell.entries()) == 2, "it is there")
 
 
 # -- many at once ----------------------------------------------------------------------

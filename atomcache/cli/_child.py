@@ -9,6 +9,7 @@ it, 127 for what is not found and 126 for what can't be run.
 
 from __future__ import annotations
 
+import errno
 import os
 import selectors
 import signal
@@ -32,6 +33,9 @@ _SIGNALED = 128
 PROGRESS = "ATOMCACHE_PROGRESS_FD"
 
 _CHUNK = 65_536
+_LOOK_AT_SCRIPT = 512
+"""Bytes by which a program of another machine's is told from a script: it has zeros there."""
+
 _LOOK_AT_CHILD = 0.2
 """Seconds after which to look whether a child that was told to end has done so."""
 
@@ -55,7 +59,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 def run_command(
-    command: Sequence[str], given: bytes | None, output: Output, report: Report
+    command: Sequence[str],
+    given: bytes | None,
+    output: Output,
+    report: Report,
+    environment: dict[str, str],
 ) -> tuple[int, bool, Recorder]:
     """Run a command to its end.
 
@@ -69,6 +77,8 @@ def run_command(
         To which what it writes is passed on as it comes.
     report
         Called when it tells how far it is, as `Build.progress`.
+    environment
+        What is added to that of this process.
 
     Returns
     -------
@@ -78,7 +88,7 @@ def run_command(
     recorder = Recorder()
     with _Signals() as signals, _Progress(report) as progress:
         try:
-            child = _start(command, given, progress.environment)
+            child = _start(command, given, {**environment, **progress.environment})
         except OSError as error:
             text = f"atomcache run: can't run {command[0]!r}: {error.strerror or error}\n"
             told = text.encode("utf-8", "backslashreplace")
@@ -134,7 +144,23 @@ def _follow(
 def _start(
     command: Sequence[str], given: bytes | None, more: dict[str, str]
 ) -> subprocess.Popen[bytes]:
-    pipes: dict[str, Any] = {
+    if not command[0]:  # which the system would take for each folder of the path
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    if given is None:
+        return _start_reading(command, subprocess.DEVNULL, more)
+    import tempfile
+
+    with tempfile.TemporaryFile() as file:  # a pipe would have to be fed while output is read
+        file.write(given)
+        file.seek(0)
+        return _start_reading(command, file, more)
+
+
+def _start_reading(
+    command: Sequence[str], given: Any, more: dict[str, str]
+) -> subprocess.Popen[bytes]:
+    how: dict[str, Any] = {
+        "stdin": given,
         "stdout": subprocess.PIPE,
         "stderr": subprocess.PIPE,
         "bufsize": 0,
@@ -142,14 +168,24 @@ def _start(
         # What the caller hands on is for the command; what Python opens is not inheritable.
         "close_fds": os.name == "nt",
     }
-    if given is None:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, **pipes)
-    import tempfile
+    try:
+        return subprocess.Popen(command, **how)
+    except OSError as error:
+        script = _script(command[0]) if error.errno == errno.ENOEXEC else None
+        if script is None:
+            raise
+        return subprocess.Popen(["/bin/sh", script, *command[1:]], **how)
 
-    with tempfile.TemporaryFile() as file:  # a pipe would have to be fed while output is read
-        file.write(given)
-        file.seek(0)
-        return subprocess.Popen(command, stdin=file, **pipes)
+
+def _script(name: str) -> str | None:
+    """Return the path of a script without ``#!``, which shells run by themselves."""
+    from shutil import which
+
+    path = which(name)
+    if path is None:
+        return None
+    with open(path, "rb") as file:
+        return None if b"\0" in file.read(_LOOK_AT_SCRIPT) else path
 
 
 class _Progress:

@@ -45,6 +45,9 @@ FAILED_ITSELF = 125
 _BEHIND = "ATOMCACHE_RUN_BEHIND"
 """Set for a process that builds what another one has answered from a stale entry."""
 
+_BUILDING = "ATOMCACHE_RUN_BUILDING"
+"""Set for a command: tokens of the runs that it is part of, for which it must not wait."""
+
 _REBUILD = "import sys; sys.path[:] = {!r}; from atomcache.cli import main; sys.exit(main())"
 """For such a process; it is to find the modules of this one, and none in the current folder."""
 
@@ -196,8 +199,11 @@ class Task:
         from ._child import run_command
 
         output = Output(None, None) if self.behind or self.held else self.output
+        build = current_build()
+        handed = self.cache._protocol.circles.handed
+        tokens = [*handed, *([] if build.claim is None else [build.claim.token])]
         status, started, recorder = run_command(
-            command, self.given, output, current_build().progress
+            command, self.given, output, build.progress, {_BUILDING: " ".join(tokens)}
         )
         recording = self.ran = recorder.finish(status)
         if status and not (self.options.keep_failures and started):
@@ -209,6 +215,7 @@ class Task:
     def _open(self) -> Cache:
         show = sys.stderr is not None and sys.stderr.isatty() and not self.behind
         cache = open_cache(self.options, on_wait=_Shown().see if show else None)
+        cache._protocol.circles.handed = frozenset(os.environ.get(_BUILDING, "").split())
         if not self.behind:
             cache._protocol.start_behind = lambda build: self._start_behind()
         return cache
@@ -218,12 +225,14 @@ class Task:
         import subprocess
         import tempfile
 
+        environment = {**os.environ, _BEHIND: "1"}
+        environment.pop(_BUILDING, None)  # nobody waits for that process
         with tempfile.TemporaryFile() as given:
             given.write(self.given or b"")
             given.seek(0)
             subprocess.Popen(
                 [sys.executable, "-c", _REBUILD.format(sys.path), "run", *self.options.arguments],
-                env={**os.environ, _BEHIND: "1"},
+                env=environment,
                 stdin=given,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

@@ -33,6 +33,10 @@ what happens:
   the same instant may swap.  SIGINT, SIGTERM, SIGHUP and SIGQUIT reach the command; then nothing
   is stored.
 
+  All output is held in memory until the command has ended.  Of a failure that wrote more than
+  some 400 KB, those who waited get the exit status and no output.  A command that asks for
+  itself, by running atomcache run, gets an error.
+
 environment:
   ATOMCACHE_DIR      the cache folder, where --cache is not given
   ATOMCACHE_MAX_AGE  stands for --max-age, where that is not given
