@@ -369,10 +369,12 @@ class PathEntry(Entry):
             ) from None
         if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
             return
-        found = "a symlink" if stat.S_ISLNK(mode) else "a special file"
+        found, advice = "a special file, such as a pipe or a socket,", ""
+        if stat.S_ISLNK(mode):
+            found, advice = "a symlink", "; copy what the link leads to"
         raise BuilderError(
             f"the builder of {self.what()} left {found} at {target}. It must make a regular "
-            "file or a folder there; copy what the link leads to"
+            f"file or a folder there{advice}"
         )
 
     def _meta(self, took: float, build: Build) -> bytes:

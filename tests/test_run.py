@@ -893,6 +893,72 @@ def test_no_file_of_the_cache_takes_the_place_of_a_closed_stream(shell, closed):
     assert shell.run(*command) == (b"out\n", b"err\n")
 
 
+# -- what is advised -------------------------------------------------------------------
+
+
+def test_advice_can_be_taken_on_the_command_line(shell, small_disk):
+    command = sh(COUNT + "echo out")
+    small_disk(MS_REMOUNT | MS_RDONLY)
+    line = one_line(shell.run(*command, status=125)[1])
+    assert "--on-store-error bypass" in line
+    assert "on_store_error" not in line
+    assert "Errno" not in line
+    assert line.count(str(shell.cache)) == 1
+    for runs in (1, 2):
+        assert shell.run("--on-store-error=bypass", *command) == (b"out\n", b"")
+        assert shell.runs() == runs
+    assert shell.entries() == []
+
+
+def test_who_waited_too_long_is_told_of_the_option(shell):
+    command = sh("echo mine; " + WAIT)
+    builder = shell.start(*command)
+    read_until(builder.stdout, b"mine\n")
+    line = one_line(shell.run("--timeout=10ms", *command, status=124)[1])
+    assert "Raise --timeout, or ask again later" in line
+    shell.open_gate()
+    assert result(builder)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (
+            ["--input=", "true"],
+            "--input needs a value that is not empty; see atomcache run --help",
+        ),
+        (["--tag=", "true"], "--tag needs a value that is not empty; see atomcache run --help"),
+        (
+            ["--input=gone", "true"],
+            "the input 'gone' is not there. Make it first, or leave it out of --input",
+        ),
+        (
+            ["--input=/dev/null", "true"],
+            "the input '/dev/null' is neither a file nor a folder. Leave it out of --input",
+        ),
+        (
+            ["--mtime=gone", "true"],
+            "--mtime: 'gone' can't be looked at: No such file or directory",
+        ),
+        (["--on-store-error=", "true"], "--on-store-error needs a value that is not empty; see "),
+        (["--on-store-error=no", "true"], "--on-store-error: 'no' is neither raise nor bypass"),
+        (["--on-store-error=bypass", "--output=x", "{output}"], "--on-store-error bypass goes wi"),
+    ],
+)
+def test_a_mistake_is_told_in_a_whole_sentence(shell, args, told):
+    status = 125 if "/dev/null" in args[0] else 2
+    line = one_line(shell.run(*args, status=status)[1]).removeprefix("atomcache run: ")
+    assert line.startswith(told)
+
+
+def test_a_special_file_that_a_command_makes_is_told_as_such(shell):
+    made = shell.run("--output=out", "--", "mkfifo", "{output}", status=125)[1]
+    assert "left a special file, such as a pipe or a socket, at " in one_line(made)
+    assert "link" not in one_line(made)
+    linked = shell.run("--output=out", "--", "ln", "-s", "x", "{output}", status=125)[1]
+    assert "left a symlink at " in one_line(linked)
+
+
 # -- where there can be no cache -------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ import os
 import sys
 
 from .._errors import AtomcacheError
-from ._asked import MISUSE, Misuse
+from ._asked import MISUSE, Misuse, line_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -135,9 +135,8 @@ def _help(given: list[str]) -> int:
 
 def _complain(given: list[str], error: Exception, status: int) -> int:
     name = f"atomcache {given[0]}" if given and given[0] in COMMANDS else "atomcache"
-    text = " ".join(str(error).split())
     if sys.stderr is not None:
-        sys.stderr.write(f"{name}: {text}\n")
+        sys.stderr.write(f"{name}: {line_of(error)}\n")
     return status
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from .._cache import Cache
-from .._errors import AtomcacheError, OptionError
+from .._errors import AtomcacheError, InputError, OptionError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,8 +19,32 @@ MISUSE = 2
 """Exit status for a mistake on the command line, as shells and argparse have it."""
 
 
+_TYPED = {
+    "pass on_store_error='bypass' to build without storing": (
+        "give --on-store-error bypass to run it without storing"
+    ),
+    "Raise timeout=": "Raise --timeout",
+    "leave it out of the inputs": "leave it out of --input",
+    "Leave it out of the inputs": "Leave it out of --input",
+}
+"""What the library advises, and what somebody at a command line can do instead."""
+
+
 class Misuse(AtomcacheError):
     """What somebody typed can't be meant."""
+
+
+def line_of(error: Exception) -> str:
+    """Return what an error says, in one line, with advice for who typed."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+        place = error.filename
+        if isinstance(place, str) and place not in text and not isinstance(error, InputError):
+            text += f", in {place}" if "." not in text else f" ({place})"
+    for written, typed in _TYPED.items():
+        text = text.replace(written, typed)
+    return " ".join(text.split())
 
 
 def open_cache(options: Any, **parameters: Any) -> Cache:

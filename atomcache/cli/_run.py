@@ -21,7 +21,7 @@ from .._errors import (
     MissingInputError,
     OptionError,
 )
-from ._asked import Misuse, duration, open_cache
+from ._asked import Misuse, duration, line_of, open_cache
 from ._recording import Output, is_recording, write
 from ._run_key import key_of
 from ._run_options import OPTIONS as OPTIONS
@@ -83,7 +83,7 @@ def run(options: Asked) -> int:
     except BuildTimeout as error:
         return _say(error, TIMED_OUT)
     except (EntryNameError, MissingInputError, OptionError) as error:
-        raise Misuse(str(error)) from None
+        raise Misuse(line_of(error)) from None
     except Misuse:
         raise
     except (AtomcacheError, OSError) as error:
@@ -111,6 +111,10 @@ class Task:
                 "--keep-failures goes without --output: of a command that failed there is no "
                 "file or folder to keep"
             )
+        if options.output is not None and options.on_store_error == "bypass":
+            raise Misuse(
+                "--on-store-error bypass goes without --output: what is not stored has no path"
+            )
         self.behind = os.environ.pop(_BEHIND, None) is not None  # the command must not see it
         self.given = sys.stdin.buffer.read() if options.stdin else None
         self.key = key_of(options, self.given)
@@ -120,7 +124,7 @@ class Task:
         self.cache = self._open()
         self.choices: dict[str, Any] = {
             name: getattr(options, name)
-            for name in ("max_age", "stale_for", "stale_on_error", "timeout")
+            for name in ("max_age", "stale_for", "stale_on_error", "timeout", "on_store_error")
             if getattr(options, name) is not None
         }
         if options.max_age is None and os.environ.get("ATOMCACHE_MAX_AGE"):
@@ -262,7 +266,7 @@ class _Shown:
 
 def _say(error: Exception, status: int) -> int:
     try:
-        sys.stderr.write(f"atomcache run: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"atomcache run: {line_of(error)}\n")
     except OSError:  # nobody is there to be told, but whoever reads the status
         pass
     return status

@@ -42,7 +42,7 @@ def key_of(options: Asked, given: bytes | None) -> str:
         try:
             parts.append(f"--mtime={file}={os.stat(file).st_mtime_ns}")
         except OSError as error:
-            raise Misuse(f"--mtime {file}: {error.strerror}") from None
+            raise Misuse(f"--mtime: {file!r} can't be looked at: {error.strerror}") from None
     if given is not None:
         parts.append(f"--stdin={blake2b(given, digest_size=20).hexdigest()}")
     if options.output is not None:

@@ -101,6 +101,12 @@ class Option:
         return [] if self.several else None if self.takes else False
 
 
+def _raise_or_bypass(text: str) -> str:
+    if text not in ("raise", "bypass"):
+        raise Misuse(f"{text!r} is neither raise nor bypass")
+    return text
+
+
 OPTIONS = {
     "key": [
         Option("--key", "add a text", "TEXT", several=True),
@@ -154,6 +160,13 @@ OPTIONS = {
             duration,
         ),
         Option("--refresh", "run anew, now"),
+        Option(
+            "--on-store-error",
+            "bypass: run the command without storing what it writes, where the cache can't be "
+            "written; by default, raise: that is an error",
+            "raise|bypass",
+            _raise_or_bypass,
+        ),
         Option(
             "--warm",
             "print nothing and return at once; run in the background if there is nothing yet",
@@ -218,6 +231,8 @@ def parse(arguments: list[str]) -> Asked | None:
         text = value if equals else next(words, None)
         if text is None:
             raise Misuse(f"{flag} needs a value; see atomcache run --help")
+        if not text and flag != "--key":
+            raise Misuse(f"{flag} needs a value that is not empty; see atomcache run --help")
         try:
             read = option.read(text)
         except Misuse as error:
