@@ -170,14 +170,31 @@ def lines(text):
 def test_help_reads_like_a_page_of_a_manual(name, capsys):
     assert main([name, "--help"]) == 0
     said = capsys.readouterr().out
-    parts = ["usage: ", "options:", "--help", "EXIT STATUS\n  0  ", "EXAMPLES\n  "]
+    parts = ["usage: ", "options:", "--help", "exit status:\n  0  ", "examples:\n  "]
     places = [said.index(part) for part in parts]
     assert places == sorted(places)
     assert COMMANDS[name][1:] in said
     assert ("--json" in said) == (name != "completion")
-    assert max(map(len, said.splitlines())) <= 100
+    assert max(map(len, said.splitlines())) <= 80
     examples = said[places[-1] :]
     assert f"atomcache {name}" in examples
+
+
+@pytest.mark.parametrize("name", [*COMMANDS, None])
+def test_help_is_folded_to_the_terminal(name, monkeypatch, capsys):
+    args = [name, "--help"] if name else ["--help"]
+    pages = {}
+    for columns in (60, 80, 100, 300):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        assert main(args) == 0
+        page = capsys.readouterr().out
+        body, _, examples = page.partition("\nexamples:\n")
+        assert max(map(len, body.splitlines())) < columns
+        assert max(map(len, body.splitlines())) < 100
+        assert "\nexit status:\n" in body
+        pages[columns] = "".join(body.split()), examples.partition("\n")[0]
+    assert len({examples for _, examples in pages.values()}) == 1
+    assert sorted(pages[60][0]) == sorted(pages[300][0]), "something is lost"
 
 
 KEYED = ["show", "path", "cat", "rm"]

@@ -48,6 +48,30 @@ COMMANDS = {
 
 FAILED = 1
 
+_HELP = """\
+usage: atomcache COMMAND ...
+
+Build once, share everywhere: run commands once, and see what the cache does.
+
+commands:
+{commands}
+
+atomcache COMMAND --help tells more. All but run and completion take --json. Which cache: --cache
+DIR, else $ATOMCACHE_DIR, else the one that atomcache.get_or_create uses.
+
+exit status:
+  0    done; of run, that of the command
+  1    something went wrong, or was found wrong
+  2    a mistake on the command line, or an unknown key
+  124  to 127: see atomcache run --help
+  130  Ctrl-C
+
+examples:
+  atomcache run --max-age 10m -- curl -s https://example.org/rates.json
+  atomcache ls --sort size --limit 10
+  atomcache prune --max-bytes 10GB
+  atomcache watch"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status.
@@ -93,7 +117,7 @@ def _dispatch(given: list[str]) -> int:
             options = parser(name).parse_args(given[1:])
         status: int = module.run(options)
         return status
-    return _help(given)
+    return _overview(given)
 
 
 def load(name: str) -> Any:
@@ -110,7 +134,7 @@ def parser(name: str) -> Parser:
     return made
 
 
-def _help(given: list[str]) -> int:
+def _overview(given: list[str]) -> int:
     from .. import __version__
 
     if given in (["--version"], ["-V"]):
@@ -121,15 +145,11 @@ def _help(given: list[str]) -> int:
         raise Misuse(f"there is no {kind} {given[0]!r}; see atomcache --help")
     if given[1:2] and given[1] in COMMANDS:
         return _dispatch([given[1], "--help"])
+    from ._help import columns, lay_out
+
     width = max(map(len, COMMANDS))
-    print("usage: atomcache COMMAND ...\n")
-    print("Build once, share everywhere: run commands once, and see what the cache does.\n")
-    print("commands:")
-    for name, purpose in COMMANDS.items():
-        print(f"  {name:{width}}  {purpose}")
-    print("\natomcache COMMAND --help tells more. All but run and completion take")
-    print("--json. Which cache: --cache DIR, else $ATOMCACHE_DIR, else the one that")
-    print("atomcache.get_or_create uses.")
+    commands = "\n".join(f"  {name:{width}}  {purpose}" for name, purpose in COMMANDS.items())
+    print(lay_out(_HELP.format(commands=commands), columns()))
     return 0 if given else MISUSE
 
 

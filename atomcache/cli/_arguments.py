@@ -11,6 +11,7 @@ import argparse
 from . import _asked
 from ._asked import Misuse as Misuse
 from ._asked import open_cache as open_cache
+from ._help import Formatter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             prog=prog,
             description=f"{purpose[:1].upper()}{purpose[1:]}.",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=Formatter,
             allow_abbrev=False,
         )
 

@@ -56,7 +56,7 @@ program's own has written; --raw prints their bytes."""
     add_cache(parser)
     add_json(parser)
     parser.epilog = f"""{status("it is damaged, a folder, or can't be said", _UNKNOWN)}
-EXAMPLES
+examples:
   atomcache cat index > index.html
   atomcache cat rates | jq .EUR
   atomcache cat 'run -- git log' | less

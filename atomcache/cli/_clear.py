@@ -30,7 +30,7 @@ kept."""
     add_cache(parser)
     add_json(parser)
     parser.epilog = f"""{status("the answer was not yes")}
-EXAMPLES
+examples:
   atomcache clear
   atomcache clear --yes --cache build/cache
 """

@@ -33,12 +33,12 @@ It completes commands, options, tags, and the keys of the cache, of which it loo
 than {_MOST_LOOKED_AT:,}, and ids, of any cache."""
     parser.add_argument("shell", choices=["bash", "zsh", "fish"], help="which shell")
     parser.epilog = """
-EXIT STATUS
+exit status:
   0  done
   1  argcomplete is not installed
   2  a mistake on the command line
 
-EXAMPLES
+examples:
   eval "$(atomcache completion bash)"
       in ~/.bashrc
   eval "$(atomcache completion zsh)"

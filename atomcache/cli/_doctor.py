@@ -61,13 +61,13 @@ What other machines see of a shared folder can't be tried from one of them; it s
     add_cache(parser)
     add_json(parser)
     parser.epilog = """\
-EXIT STATUS
+exit status:
   0  a cache works there, though perhaps more slowly, or with what the verdict says
   1  a promise of the library does not hold there, nothing can be written, or the filesystem
      does not answer
   2  a mistake on the command line, or no such folder
 
-EXAMPLES
+examples:
   atomcache doctor
       is the cache where it is in good hands?
   atomcache doctor /mnt/shared

@@ -42,7 +42,7 @@ class DamagedError(AtomcacheError):
 def status(failed: str = "", mistaken: str = "", *, done: str = "done") -> str:
     """Return what the help says of the exit status."""
     return f"""
-EXIT STATUS
+exit status:
   0  {done}
   1  {failed and f"{failed}, or "}something can't be read or written
   2  a mistake on the command line{mistaken and f", or {mistaken}"}

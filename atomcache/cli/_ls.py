@@ -73,7 +73,7 @@ that many. Damaged entries are left out; see atomcache verify."""
     add_cache(parser)
     add_json(parser)
     parser.epilog = f"""{status()}
-EXAMPLES
+examples:
   atomcache ls --sort size --limit 10
       the ten largest
   atomcache ls --glob 'run -- gcc *'

@@ -28,7 +28,7 @@ characters that are not printable are escaped."""
     add_cache(parser)
     add_json(parser)
     parser.epilog = f"""{status("the entry is damaged", "there is no such entry, or several")}
-EXAMPLES
+examples:
   atomcache path report-42
   xdg-open "$(atomcache path report-42)"
   tar -cf tiles.tar -C "$(atomcache path tiles)" .

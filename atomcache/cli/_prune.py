@@ -39,7 +39,7 @@ pruning, this waits until it is done."""
     add_cache(parser)
     add_json(parser)
     parser.epilog = f"""{status()}
-EXAMPLES
+examples:
   atomcache prune --expired
   atomcache prune --max-bytes 10GB
   atomcache prune --max-idle 30d --max-entries 100000

@@ -24,7 +24,7 @@ a sign of life within the last five minutes."""
     add_cache(parser)
     add_json(parser)
     parser.epilog = f"""{status()}
-EXAMPLES
+examples:
   atomcache reap
       after a crash, on a disk that is short of room
 """

@@ -42,7 +42,7 @@ mistake."""
     add_cache(parser)
     add_json(parser)
     parser.epilog = f"""{status(mistaken="there is no such entry, or several")}
-EXAMPLES
+examples:
   atomcache rm index report-42
   atomcache rm --tag customer-42
   atomcache rm --glob 'run -- gcc *' --dry-run

@@ -20,21 +20,21 @@ OUTPUT = "{output}"
 
 _EPILOG = """\
 what identifies a run:
-  The command line, word by word, and what the options under "key" add.  Nothing else: not the
+  The command line, word by word, and what the options under "key" add. Nothing else: not the
   current folder, not the environment, not the files that the command reads, unless an option
   says so.
 
 what happens:
-  The first process that asks runs the command; its output appears as it comes.  Others that
-  ask meanwhile sleep, and then get the same output and exit status.  Later ones get them at
-  once.  If the process that runs the command is killed, one of those who wait takes over.  The
-  command reads nothing on its standard input, unless --stdin is given.  Standard output and
+  The first process that asks runs the command; its output appears as it comes. Others that
+  ask meanwhile sleep, and then get the same output and exit status. Later ones get them at
+  once. If the process that runs the command is killed, one of those who wait takes over. The
+  command reads nothing on its standard input, unless --stdin is given. Standard output and
   standard error stay apart, in the order in which they arrived; what is written to both within
-  the same instant may swap.  SIGINT, SIGTERM, SIGHUP and SIGQUIT reach the command; then nothing
+  the same instant may swap. SIGINT, SIGTERM, SIGHUP and SIGQUIT reach the command; then nothing
   is stored.
 
-  All output is held in memory until the command has ended.  Of a failure that wrote more than
-  some 400 KB, those who waited get the exit status and no output.  A command that asks for
+  All output is held in memory until the command has ended. Of a failure that wrote more than
+  some 400 KB, those who waited get the exit status and no output. A command that asks for
   itself, by running atomcache run, gets an error.
 
 environment:

@@ -26,7 +26,7 @@ def describe(parser: argparse.ArgumentParser) -> None:
     add_cache(parser)
     add_json(parser)
     parser.epilog = f"""{exit_status("the entry is damaged", "there is no such entry, or several")}
-EXAMPLES
+examples:
   atomcache show index
       the entry that was stored by cache.get_or_create("index", ...)
   atomcache show 1f83

@@ -25,7 +25,7 @@ each hit, the time that the entry took to build. Damaged entries are not among t
     add_cache(parser)
     add_json(parser)
     parser.epilog = f"""{status()}
-EXAMPLES
+examples:
   atomcache stats
   atomcache stats --json | jq .hit_rate
 """

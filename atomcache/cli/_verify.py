@@ -31,7 +31,7 @@ needs little memory; others may use the cache meanwhile."""
     add_cache(parser)
     add_json(parser)
     parser.epilog = f"""{status("something is damaged, removed or not", done="all is whole")}
-EXAMPLES
+examples:
   atomcache verify
   atomcache verify --keep --json | jq -r 'select(.reason) | .path'
       there is one object for each damaged entry on a line of its own, and then one with

@@ -76,7 +76,7 @@ with time and builds, all that there are."""
     add_json(parser)
     ended = "ended by Ctrl-C, or --once"
     parser.epilog = f"""{status("rich is needed and not installed", done=ended)}
-EXAMPLES
+examples:
   atomcache watch
   atomcache watch --once
   atomcache watch --json | jq '.builds | length'
