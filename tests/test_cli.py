@@ -259,6 +259,68 @@ def test_a_mistake_is_one_clear_line_and_status_2_and_changes_nothing(cli, fille
     assert len(keys(filled)) == 9
 
 
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["bogus"], "there is no command 'bogus'"),
+        (["help", "bogus"], "there is no command 'bogus'"),
+        (["--help", "bogus"], "there is no command 'bogus'"),
+        (["help", "ls", "show"], "help takes one command, and not 'show' too"),
+        (["--bogus"], "there is no option '--bogus' before a command"),
+        (["-C", "x", "ls"], "there is no option '-C' before a command"),
+        (["--version", "ls"], "--version stands alone"),
+        ([""], "there is no command ''"),
+        (["evil\x1b[31m"], "there is no command 'evil\\x1b[31m'"),
+    ],
+)
+def test_a_mistake_before_any_command_is_one_clear_line_and_status_2(capsys, args, told):
+    assert main(args) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"atomcache: {told}")
+    assert said.err.count("\n") == 1
+
+
+def test_help_of_a_command_may_be_asked_for_in_front_of_it(capsys):
+    pages = []
+    for args in (["ls", "--help"], ["help", "ls"], ["--help", "ls"]):
+        assert main(args) == 0
+        pages.append(capsys.readouterr().out)
+    assert pages[0].startswith("usage: atomcache ls ")
+    assert len(set(pages)) == 1
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "completion"])
+def test_an_empty_cache_option_is_not_taken_for_the_default(capsys, name):
+    args = {
+        "prune": ["--expired"],
+        "clear": ["-y"],
+        "watch": ["--once"],
+        "run": ["true"],
+        "rm": ["--tag", "x"],
+        "show": ["key"],
+        "path": ["key"],
+        "cat": ["key"],
+    }
+    assert main([name, "--cache", "", *args.get(name, [])]) == 2
+    said = capsys.readouterr()
+    assert re.match(f"atomcache {name}: --cache needs ", said.err)
+    assert said.err.count("\n") == 1
+    assert not Cache.for_app("atomcache").directory.exists()
+
+
+@pytest.mark.parametrize("none", ["0", "0MB", "0.0 KB", "00"])
+def test_a_limit_of_no_bytes_says_what_removes_all(cli, none):
+    said = cli("prune", "--max-bytes", none, status=2)
+    assert "at least 1 byte must stay; atomcache clear removes all" in said
+
+
+@pytest.mark.parametrize("name", ["cat", "verify"])
+def test_help_says_what_carries_checksums(capsys, name):
+    assert main([name, "--help"]) == 0
+    assert "Only values carry checksums" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize("args", [["completion"], ["completion", "tcsh"]])
 def test_a_shell_that_there_is_not_is_a_mistake(capsys, args):
     assert main(args) == 2
@@ -539,6 +601,23 @@ def test_a_listing_on_a_terminal_is_cut_to_its_width_and_says_nothing_that_it_ob
     assert re.search(r"longlong\w*\.\.\.\n", said)
     assert shown(repr(EVIL))[:12] in said
     assert said.startswith("ID ")
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_a_listing_fits_a_narrow_terminal_and_shows_id_and_key(filled, columns):
+    filled.set("a key that is long enough to be cut", 1)
+    title, *rows = on_terminal("ls", "-C", filled.directory, columns=columns).splitlines()
+    assert max(map(len, [title, *rows])) <= columns
+    assert title.split()[0] == "ID"
+    assert title.split()[-1] == "KEY"
+    assert "SIZE" in title
+    assert any(re.fullmatch(r"[0-9a-f]{12}  .*a key that is lon.*", row) for row in rows)
+
+
+def test_a_key_that_is_stored_in_part_says_so(cli, cache):
+    cache.set("x" * 2000, 1)
+    [row] = listed(cli("ls"))
+    assert row["key"].endswith("... (2002 characters)")
 
 
 def test_an_empty_cache_lists_nothing(cli, cache):

@@ -137,14 +137,21 @@ def parser(name: str) -> Parser:
 def _overview(given: list[str]) -> int:
     from .. import __version__
 
-    if given in (["--version"], ["-V"]):
+    word, *rest = given or [""]
+    if word in ("--version", "-V") and not rest:
         print(f"atomcache {__version__}")
         return 0
-    if given and given[0] not in ("--help", "-h", "help"):
-        kind = "option" if given[0].startswith("-") else "command"
-        raise Misuse(f"there is no {kind} {given[0]!r}; see atomcache --help")
-    if given[1:2] and given[1] in COMMANDS:
-        return _dispatch([given[1], "--help"])
+    if given and word not in ("--help", "-h", "help"):
+        if word.startswith("-") and word not in ("--version", "-V"):
+            raise Misuse(f"there is no option {word!r} before a command; see atomcache --help")
+        told = f"{word} stands alone" if word[:1] == "-" else f"there is no command {word!r}"
+        raise Misuse(f"{told}; see atomcache --help")
+    if rest and rest[0] not in COMMANDS:
+        raise Misuse(f"there is no command {rest[0]!r}; see atomcache --help")
+    if len(rest) > 1:
+        raise Misuse(f"help takes one command, and not {rest[1]!r} too")
+    if rest:
+        return _dispatch([rest[0], "--help"])
     from ._help import columns, lay_out
 
     width = max(map(len, COMMANDS))

@@ -49,6 +49,8 @@ def line_of(error: Exception) -> str:
 
 def open_cache(options: Any, **parameters: Any) -> Cache:
     """Return the cache that was asked for, by its option or by the environment."""
+    if options.cache == "":  # such as of a variable that is not set; the default is not meant
+        raise Misuse("--cache needs the path of a folder, which is not empty")
     directory = options.cache or os.environ.get("ATOMCACHE_DIR")
     if not directory:
         return Cache.for_app("atomcache", **parameters)

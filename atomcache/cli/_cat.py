@@ -1,4 +1,4 @@
-"""``atomcache cat``: print what is stored, after every checksum was found right.
+"""``atomcache cat``: print what is stored, after its checksums, if any, were found right.
 
 Nothing that is read can run code: pickles are refused, and so is what a codec of a program's
 own has written.  Large values are read twice, in pieces, rather than into memory.
@@ -39,8 +39,11 @@ def describe(parser: argparse.ArgumentParser) -> None:
 
 Bytes, text and files are printed as they are, and of a recorded command its standard output, or
 with --stderr the other stream; --json has both, and its exit status. Other data is printed as
-JSON if JSON can say it without loss, and else as Python writes it. Checksums are verified before
-anything is printed. An entry that has expired is printed too.
+JSON if JSON can say it without loss, and else as Python writes it. An entry that has expired is
+printed too.
+
+Only values carry checksums, which are verified before anything is printed. A file that was built
+must be there with the size that it had.
 
 Pickles are not read, because reading one can run code, and neither is what a codec of a
 program's own has written; --raw prints their bytes."""

@@ -42,18 +42,20 @@ _ORDERS: dict[str, Callable[[EntryInfo], float]] = {
 
 _TITLES = ("ID", "KIND", "SIZE", "AGE", "USED", "COST", "EXPIRES", "TAGS", "KEY")
 _RIGHT = frozenset(["SIZE", "AGE", "USED", "COST", "EXPIRES"])
+_SPARE = ("USED", "COST", "KIND", "TAGS", "EXPIRES", "AGE", "SIZE")
 
 
 def describe(parser: argparse.ArgumentParser) -> None:
     """Say what the subcommand takes."""
     parser.description = f"""{parser.description or "List the entries."}
 
-On a terminal it prints a table, with long keys cut: AGE is the time since an entry was
-published, USED since it was used last (known to the hour), COST how long its build took, and
-EXPIRES in how long it will be built anew. On a pipe it prints a line for each entry, with
-nothing cut and tabs between id, kind, size in bytes, time of publication, time of last use,
-cost in seconds, expiry, tags with commas between them, and key; "-" stands for none. Characters
-that are not printable are escaped in both.
+On a terminal it prints a table, with long keys cut, and fewer columns where it is narrow: AGE is
+the time since an entry was published, USED since it was used last (known to the hour), COST how
+long its build took, and EXPIRES in how long it will be built anew. On a pipe it prints a line for
+each entry, with nothing cut and tabs between id, kind, size in bytes, time of publication, time
+of last use, cost in seconds, expiry, tags with commas between them, and key; "-" stands for none.
+Characters that are not printable are escaped in both. Of a key of more than 1000 characters only
+so many are stored, and its length.
 
 Without --sort, at most {SORTED_ANYWAY} entries come sorted by key, and more in no order, as they
 are found: that begins at once and needs no memory. --sort keeps all in memory, or with --limit
@@ -95,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
         from time import time
 
         now = time()
-        say_table(_TITLES, (_row(entry, now) for entry in found), _RIGHT)
+        say_table(_TITLES, (_row(entry, now) for entry in found), _RIGHT, _SPARE)
     else:
         for entry in found:
             say("\t".join(_fields(entry)))

@@ -21,7 +21,7 @@ Give at least one limit, or --expired. Entries are removed, the least recently u
 the rest is within all of them. What somebody holds (see Cache.hold) stays. If another process is
 pruning, this waits until it is done."""
     parser.add_argument(
-        "--max-bytes", metavar="SIZE", type=size, help="bytes to keep, such as 500MB or 1.5GiB"
+        "--max-bytes", metavar="SIZE", type=_size, help="bytes to keep, such as 500MB or 1.5GiB"
     )
     parser.add_argument("--max-entries", metavar="N", type=_number, help="entries to keep")
     parser.add_argument(
@@ -75,6 +75,12 @@ def run(options: argparse.Namespace) -> int:
         f"{number_of(done.entries, 'entry', 'entries')}, {size_text(done.size)}, left{held}"
     )
     return 0
+
+
+def _size(text: str) -> int:
+    if not text.strip("0. BKMGTIbkmgti") and "0" in text:
+        raise argparse.ArgumentTypeError("at least 1 byte must stay; atomcache clear removes all")
+    return size(text)
 
 
 def _number(text: str) -> int:

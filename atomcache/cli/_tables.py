@@ -145,7 +145,10 @@ def say_facts(facts: Iterable[tuple[str, str]]) -> None:
 
 
 def say_table(
-    titles: Sequence[str], rows: Iterable[Sequence[str]], right: frozenset[str] = frozenset()
+    titles: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    right: frozenset[str] = frozenset(),
+    spare: Sequence[str] = (),
 ) -> None:
     """Print a table for people, the last column cut to the terminal's width.
 
@@ -155,6 +158,8 @@ def say_table(
     ----------
     right
         Titles of the columns that are aligned to the right.
+    spare
+        Titles of the columns that a narrow terminal does without, the first one first.
     """
     import shutil
     from itertools import chain, islice
@@ -165,13 +170,20 @@ def say_table(
         return
     widths = [max(map(cells, column)) for column in zip(titles, *sample, strict=True)]
     screen = shutil.get_terminal_size().columns
-    last = max(_NARROWEST, screen - sum(widths[:-1]) - 2 * (len(titles) - 1))
+    kept = list(range(len(titles)))
+
+    def room() -> int:
+        return screen - sum(widths[place] + 2 for place in kept[:-1])
+
+    for title in spare:
+        if room() < min(widths[-1], _NARROWEST):
+            kept.remove(titles.index(title))
     for row in chain([titles], sample, rows):
         parts = []
-        for title, width, cell in zip(titles[:-1], widths, row, strict=False):
-            gap = " " * (width - cells(cell))
-            parts.append(gap + cell if title in right else cell + gap)
-        say("  ".join([*parts, cut(row[-1], last)]).rstrip())
+        for place in kept[:-1]:
+            gap = " " * (widths[place] - cells(row[place]))
+            parts.append(gap + row[place] if titles[place] in right else row[place] + gap)
+        say("  ".join([*parts, cut(row[-1], max(_NARROWEST, room()))]).rstrip())
 
 
 def facts_of(entry: Any) -> dict[str, object]:

@@ -23,10 +23,10 @@ def describe(parser: argparse.ArgumentParser) -> None:
     """Say what the subcommand takes."""
     parser.description = f"""{parser.description or "Read every checksum."}
 
-Of a value every byte is read. What a builder made at a path has no checksum, because it is the
-user's to keep: it must be there, with the size that it had. Values are verified on every read
-anyway, so this is for a disk that is not trusted, and for paths. It reads the whole cache and
-needs little memory; others may use the cache meanwhile."""
+Only values carry checksums: every byte of them is read. What a builder made at a path is the
+user's to keep, so of that no more is checked than that it is there, with the size that it had.
+Values are verified on every read anyway, so this is for a disk that is not trusted, and for
+paths. It reads the whole cache and needs little memory; others may use the cache meanwhile."""
     parser.add_argument("--keep", action="store_true", help="only report, and remove nothing")
     add_cache(parser)
     add_json(parser)

@@ -50,6 +50,7 @@ take long to list, and watching must not keep a disk busy."""
 
 _TITLES = ("KIND", "BY", "SINCE", "LAST TIME", "WAITING", "PROGRESS", "NOTE", "TAGS", "KEY")
 _RIGHT = frozenset(["SINCE", "LAST TIME", "WAITING"])
+_SPARE = ("KIND", "LAST TIME", "TAGS", "WAITING", "NOTE", "BY", "PROGRESS")
 
 
 def describe(parser: argparse.ArgumentParser) -> None:
@@ -192,7 +193,7 @@ def _say_once(sight: _Sight, options: argparse.Namespace) -> None:
         say(f"nothing is being built in {shown(sight.cache._layout.directory)}")
     else:
         now = time()
-        say_table(_TITLES, [_row(build, sight, now) for build in found], _RIGHT)
+        say_table(_TITLES, [_row(build, sight, now) for build in found], _RIGHT, _SPARE)
 
 
 def _tell(sight: _Sight, options: argparse.Namespace) -> None:
