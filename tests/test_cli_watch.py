@@ -15,6 +15,7 @@ from atomcache._keys import digest
 from atomcache.cli import main
 
 from .crew import PATIENCE, Hang, sleepers, until
+from .terminal import screen
 from .test_cli import Terminal, environment, on_pipe, on_terminal, shown
 
 pytestmark = pytest.mark.skipif(
@@ -275,6 +276,49 @@ def test_the_table_follows_a_build_from_its_beginning_to_its_end(cache, crew):
         terminal.type(b"\x03")
         terminal.end(0)
         assert b"\x1b[?25h" in terminal.seen  # the cursor is back
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_ctrl_c_leaves_the_table_once(cache, crew, columns):
+    pytest.importorskip("rich")
+    builder = start(crew, cache)
+    report(builder, 3, 10, "a note that is longer than the column that it stands in can show")
+    with Terminal("watch", "-C", cache.directory, columns=columns) as terminal:
+        terminal.until(rb"3/10")
+        terminal.type(b"\x03")
+        terminal.end(0)
+    left = screen(terminal.seen, columns)
+    assert sum("1 build, 0 waiting" in line for line in left) == 1
+    assert sum("PROGRESS" in line for line in left) == 1
+    assert max(map(len, left)) <= columns
+    finish(builder)
+
+
+def test_an_empty_watch_is_left_once(cache):
+    pytest.importorskip("rich")
+    with Terminal("watch", "-C", cache.directory, columns=60) as terminal:
+        terminal.until(rb"nothing is being built")
+        terminal.type(b"\x03")
+        terminal.end(0)
+    left = screen(terminal.seen, 60)
+    assert sum("nothing is being built" in line for line in left) == 1
+
+
+def test_all_bars_have_one_length(cache, crew):
+    pytest.importorskip("rich")
+    builders = [start(crew, cache, key) for key in "abc"]
+    for builder, note in zip(
+        builders, ("", "x", "a very long note of what is done " * 3), strict=True
+    ):
+        report(builder, 3, 10, note)
+    with Terminal("watch", "-C", cache.directory, columns=100) as terminal:
+        terminal.until(rb"(?s)3 builds.*3/10.*3/10.*3/10")
+        terminal.type(b"\x03")
+        terminal.end(0)
+    bars = re.findall("[━╌]{5,}(?= 3/10)", "\n".join(screen(terminal.seen, 100)))
+    assert bars == ["━━━╌╌╌╌╌╌╌"] * 3
+    for builder in builders:
+        finish(builder)
 
 
 def test_a_termination_gives_the_terminal_its_cursor_back(cache):

@@ -9,9 +9,12 @@ installed; `StorageError` for a folder that can't be read.
 
 from __future__ import annotations
 
+import signal
 import sys
+from contextlib import contextmanager
 from time import monotonic, sleep, time
 
+from .._display import bar_of, part_of
 from .._errors import AtomcacheError
 from ._arguments import add_cache, add_json, duration
 from ._find import look, status, trouble
@@ -30,10 +33,10 @@ from ._tables import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from typing import Any
 
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
 
     from .._cache import Cache
     from .._listing import BuildInfo
@@ -47,6 +50,14 @@ _SHORTEST_PAUSE = 0.05
 _REST = 3.0
 """How many times as long to rest as a look took: a cache of a million entries has folders that
 take long to list, and watching must not keep a disk busy."""
+
+_BAR = 10
+
+_WIDE = 76
+"""Columns from which on the table tells also by whom, and how long it took last time."""
+
+_MARGIN = 2
+"""Columns left free, for the ``^C`` that the terminal writes: it would break the last line."""
 
 _TITLES = ("KIND", "BY", "SINCE", "LAST TIME", "WAITING", "PROGRESS", "NOTE", "TAGS", "KEY")
 _RIGHT = frozenset(["SINCE", "LAST TIME", "WAITING"])
@@ -283,57 +294,88 @@ def _show(sight: _Sight, options: argparse.Namespace) -> None:
             "a live table needs rich: pip install 'atomcache[cli]'. "
             "Without it there are --once, and output to a pipe"
         ) from None
-    import signal
-
-    def end(number: int, _: object) -> None:
-        raise SystemExit(128 + number)  # so that the terminal gets its cursor back
-
-    signal.signal(signal.SIGTERM, end)
     pause = _LIVE_PAUSE if options.interval is None else options.interval
-    with Live(console=Console(highlight=False), auto_refresh=False) as live:
+    console = Console(highlight=False)
+    with Live(console=console, auto_refresh=False) as live, _Signals() as signals:
         while True:
-            live.update(_picture(sight, sight.builds()), refresh=True)
+            picture = _picture(sight, sight.builds(), console)
+            with signals.later():
+                live.update(picture, refresh=True)
             sight.rest(pause)
 
 
-def _picture(sight: _Sight, found: Sequence[BuildInfo]) -> RenderableType:
-    from rich.progress_bar import ProgressBar
+class _Signals:
+    """Ends what is drawn by Ctrl-C or a termination, but not in the midst of drawing.
+
+    What was half drawn would be drawn again at the end, below itself.
+    """
+
+    def __init__(self) -> None:
+        self._number: int | None = None
+        self._drawing = False
+
+    def __enter__(self) -> _Signals:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._drawing = True  # what is drawn last is not interrupted
+
+    @contextmanager
+    def later(self) -> Iterator[None]:
+        """Have a signal that comes meanwhile wait."""
+        self._drawing = True
+        yield
+        self._drawing = False
+        self._end()
+
+    def _receive(self, number: int, _: object) -> None:
+        self._number = number
+        if not self._drawing:
+            self._end()
+
+    def _end(self) -> None:
+        if self._number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self._number is not None:
+            raise SystemExit(128 + self._number)  # so that the terminal gets its cursor back
+
+
+def _picture(sight: _Sight, found: Sequence[BuildInfo], console: Console) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
     place = shown(sight.cache._layout.directory)
+    width = max(1, console.width - _MARGIN)
     if not found:
-        return Text(f"nothing is being built in {place}", style="dim")
+        nothing = Text(f"nothing is being built in {place}", style="dim")
+        nothing.truncate(width, overflow="ellipsis")
+        return nothing
     waiting = sum(build.waiting or 0 for build in found)
     table = Table(
         title=Text(f"{number_of(len(found), 'build')}, {waiting} waiting, in {place}"),
         title_justify="left",
-        expand=True,
+        width=width,
     )
+    wide = width >= _WIDE
     table.add_column("KEY", ratio=2, no_wrap=True, overflow="ellipsis", min_width=12)
-    table.add_column("BY", ratio=1, no_wrap=True, overflow="ellipsis", min_width=8)
+    if wide:
+        table.add_column("BY", ratio=1, no_wrap=True, overflow="ellipsis", min_width=8)
     table.add_column("SINCE", justify="right", no_wrap=True)
-    table.add_column("LAST", justify="right", no_wrap=True)
+    if wide:
+        table.add_column("LAST", justify="right", no_wrap=True)
     table.add_column("WAIT", justify="right", no_wrap=True)
     table.add_column("PROGRESS", ratio=2, no_wrap=True, overflow="ellipsis", min_width=14)
     now = time()
     for build in found:
         row = dict(zip(_TITLES, _row(build, sight, now), strict=True))
         tags = f" [{row['TAGS']}]" if row["TAGS"] else ""
-        told = Table.grid(padding=(0, 1))
-        told.add_column(no_wrap=True)
-        told.add_column(no_wrap=True, overflow="ellipsis")
-        done, total = _finite(build.done), _finite(build.total)
-        bar: RenderableType = ""
-        if done is not None and total is not None and total > 0:
-            bar = ProgressBar(total=total, completed=min(max(done, 0.0), total), width=10)
-        told.add_row(bar, Text(f"{row['PROGRESS']} {row['NOTE']}".strip()))
-        table.add_row(
-            Text(row["KEY"] + tags),
-            Text(row["BY"]),
-            row["SINCE"],
-            row["LAST TIME"],
-            row["WAITING"],
-            told,
-        )
+        told = Text(f"{row['PROGRESS']} {row['NOTE']}".strip())
+        part = part_of(_finite(build.done), _finite(build.total))
+        if part is not None:
+            plain = not console.encoding.startswith("utf")
+            told = Text(" ").join([bar_of(part, _BAR, plain=plain), told])
+        by, last = ([Text(row["BY"])], [row["LAST TIME"]]) if wide else ([], [])
+        table.add_row(Text(row["KEY"] + tags), *by, row["SINCE"], *last, row["WAITING"], told)
     return table
