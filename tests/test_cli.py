@@ -1324,16 +1324,25 @@ def test_stats_of_nothing_have_no_hit_rate(cli):
 # -- completion ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+REGISTERS = {
+    "bash": r"^ *complete -o nospace -F _python_argcomplete atomcache$",
+    "zsh": r"^#compdef atomcache$",
+    "fish": r"^complete --command atomcache -f -a ",
+}
+"""How a script tells its shell whose lines it completes."""
+
+
+@pytest.mark.parametrize("shell", REGISTERS)
 def test_a_script_for_each_shell_is_printed(capsys, shell):
     pytest.importorskip("argcomplete")
     assert main(["completion", shell]) == 0
     said = capsys.readouterr().out
-    assert "_ARGCOMPLETE" in said
-    assert "atomcache" in said
+    assert re.search(REGISTERS[shell], said, re.MULTILINE)
+    assert ("fish" in said) == (shell == "fish")
+    assert "default" not in said, "where there is nothing to offer, files are none"
 
 
-def completed(cache, typed):
+def completed(cache, typed, **more):
     """Return what a shell is told after a line was typed so far."""
     place = cache.directory.parent / "completions"
     done = subprocess.run(
@@ -1345,7 +1354,9 @@ def completed(cache, typed):
             _ARGCOMPLETE_STDOUT_FILENAME=str(place),
             COMP_LINE=typed,
             COMP_POINT=str(len(typed.encode())),
+            **more,
         ),
+        cwd=place.parent,
         capture_output=True,
         timeout=PATIENCE,
     )
@@ -1366,6 +1377,57 @@ def test_commands_options_keys_and_tags_are_completed(filled):
     assert completed(filled, "atomcache show nix") == {""}
     name = entry_of(filled, "index").name
     assert completed(filled, f"atomcache show {name[:6]}") == {name}
+
+
+def test_words_of_a_command_are_completed_as_shells_do(filled, tmp_path):
+    pytest.importorskip("argcomplete")
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name, mode in (("own-me", 0o755), ("own-me-too", 0o755), ("own-not", 0o644)):
+        (programs / name).touch(mode)
+    path = f"{programs}:/nowhere:{os.environ['PATH']}"
+    for line in ("atomcache run -- own-", "atomcache run own-", "atomcache run --cwd -- own-"):
+        assert completed(filled, line, PATH=path) == {"own-me", "own-me-too"}, line
+    (tmp_path / "notes.txt").touch()
+    assert completed(filled, "atomcache run -- cat not", PATH=path) == {"notes.txt"}
+
+
+def test_names_of_variables_are_completed(filled):
+    pytest.importorskip("argcomplete")
+    found = completed(filled, "atomcache run --env FLAV", FLAVOUR="x", FLAVOURS="y")
+    assert found == {"FLAVOUR", "FLAVOURS"}
+    assert completed(filled, "atomcache run --env COMP_") == {""}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "atomcache run --max-age ",
+        "atomcache run --stale-for ",
+        "atomcache run --timeout ",
+        "atomcache run --key ",
+        "atomcache run --output ",
+        "atomcache ls --glob ",
+        "atomcache ls --limit ",
+        "atomcache rm --glob ",
+        "atomcache prune --max-idle ",
+        "atomcache prune --max-bytes ",
+        "atomcache watch --interval ",
+        "atomcache doctor --timeout ",
+    ],
+)
+def test_nothing_is_offered_for_what_somebody_thinks_of(filled, tmp_path, line):
+    pytest.importorskip("argcomplete")
+    (tmp_path / "a-file").touch()
+    assert completed(filled, line) == {""}
+
+
+def test_files_are_offered_where_files_are_meant(filled, tmp_path):
+    pytest.importorskip("argcomplete")
+    (tmp_path / "a-file").touch()
+    assert completed(filled, "atomcache run --input a-") == {"a-file"}
+    (tmp_path / "a-folder").mkdir()
+    assert completed(filled, "atomcache doctor a-") == {"a-folder/"}
 
 
 def test_keys_that_a_terminal_would_obey_are_completed_escaped(filled):

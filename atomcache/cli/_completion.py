@@ -24,13 +24,22 @@ if TYPE_CHECKING:
 _MOST_LOOKED_AT = 2000
 _MOST_OFFERED = 200
 
+_FREE = (
+    *("max_age", "stale_for", "stale_on_error", "timeout", "interval", "max_idle", "max_bytes"),
+    *("max_entries", "limit", "glob", "output"),
+)
+"""Options that take what somebody thinks of: a length of time, a number, a pattern, a name."""
+
+_OURS = ("_ARGCOMPLETE", "COMP_")
+"""Beginnings of variables that are there only while a line is completed."""
+
 
 def describe(parser: argparse.ArgumentParser) -> None:
     """Say what the subcommand takes."""
     parser.description = f"""{parser.description or "Print a script."}
 
-It completes commands, options, tags, and the keys of the cache, of which it looks at no more
-than {_MOST_LOOKED_AT:,}, and ids, of any cache."""
+It completes commands, options, tags, names of variables and of programs, and the keys of the
+cache, of which it looks at no more than {_MOST_LOOKED_AT:,}, and ids, of any cache."""
     parser.add_argument("shell", choices=["bash", "zsh", "fish"], help="which shell")
     parser.epilog = """
 exit status:
@@ -55,7 +64,10 @@ def run(options: argparse.Namespace) -> int:
         raise AtomcacheError(
             "completion needs argcomplete: pip install 'atomcache[cli]'"
         ) from None
-    sys.stdout.write(shellcode(["atomcache"], shell=options.shell))
+    # Without the shell's own completion, which would offer files where there is nothing to offer.
+    sys.stdout.write(
+        shellcode(["atomcache"], shell=options.shell, complete_arguments=["-o", "nospace"])
+    )
     return 0
 
 
@@ -79,10 +91,12 @@ def whole_parser() -> argparse.ArgumentParser:
 
     completers: dict[str, Callable[..., Any]] = {
         "cache": DirectoriesCompleter(),
-        "key": _keys,
+        "directory": DirectoriesCompleter(),
         "keys": _keys,
         "tag": _tags,
-        "tags": _tags,
+        "env": _variables,
+        "command": _programs,
+        **dict.fromkeys(_FREE, _nothing),
     }
     parser = argparse.ArgumentParser("atomcache", allow_abbrev=False)
     parser.add_argument("--version", "-V", action="store_true")
@@ -94,9 +108,38 @@ def whole_parser() -> argparse.ArgumentParser:
         except ImportError:
             continue  # what one command lacks must not end up in the line that is being typed
         for action in command._actions:
-            if action.dest in completers:
-                vars(action)["completer"] = completers[action.dest]
+            completer = completers.get(action.dest)
+            if action.dest == "key":  # a text of any kind, if it is an option
+                completer = _nothing if action.option_strings else _keys
+            if completer is not None:
+                vars(action)["completer"] = completer
     return parser
+
+
+def _nothing(**_: object) -> list[str]:
+    return []
+
+
+def _variables(prefix: str, **_: object) -> list[str]:
+    found = (name for name in os.environ if name.startswith(prefix))
+    return sorted(name for name in found if not name.startswith(_OURS))
+
+
+def _programs(prefix: str, parsed_args: argparse.Namespace, **_: object) -> list[str]:
+    """Return programs for the first word of a command, and files for the others."""
+    from argcomplete.completers import FilesCompleter
+
+    typed = getattr(parsed_args, "command", None) or []
+    if os.sep in prefix or typed not in ([], ["--"]):
+        return list(FilesCompleter()(prefix))
+    found: set[str] = set()
+    for folder in os.get_exec_path():
+        try:
+            names = [name for name in os.listdir(folder) if name.startswith(prefix)]
+        except OSError:
+            continue
+        found.update(name for name in names if os.access(os.path.join(folder, name), os.X_OK))
+    return sorted(found)[:_MOST_OFFERED]
 
 
 def _keys(prefix: str, parsed_args: argparse.Namespace, **_: object) -> list[str]:
