@@ -86,23 +86,21 @@ def run_command(
         Its exit status as shells give it, whether it ran at all, and what it wrote.
     """
     recorder = Recorder()
+
+    def take(stream: int, data: bytes) -> None:
+        recorder.add(stream, data)
+        output.write(stream, data)
+
     with _Signals() as signals, _Progress(report) as progress:
         try:
             child = _start(command, given, {**environment, **progress.environment})
         except OSError as error:
             text = f"atomcache run: can't run {command[0]!r}: {error.strerror or error}\n"
-            told = text.encode("utf-8", "backslashreplace")
-            recorder.add(ERR, told)
-            output.write(ERR, told)
+            take(ERR, text.encode("utf-8", "backslashreplace"))
             missing = isinstance(error, FileNotFoundError)
             return (NOT_FOUND if missing else CANNOT_RUN), False, recorder
         progress.close_childs_end()
         signals.send_to(child)
-
-        def take(stream: int, data: bytes) -> None:
-            recorder.add(stream, data)
-            output.write(stream, data)
-
         with child:
             _follow(child, take, progress, signals)
         status = child.returncode

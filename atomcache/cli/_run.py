@@ -96,25 +96,32 @@ def run(options: Asked) -> int:
     return _say(Misuse(f"the output can't be written: {trouble.strerror}"), FAILED_ITSELF)
 
 
+def _refuse(options: Asked) -> None:
+    """Raise for what can't be asked for together."""
+    if not options.command:
+        raise Misuse("there is no command to run; see atomcache run --help")
+    if options.output is None:
+        return
+    if not any(OUTPUT in word for word in options.command):
+        raise Misuse(f"with --output the command has to name {OUTPUT}, where it is to write")
+    if options.keep_failures:
+        raise Misuse(
+            "--keep-failures goes without --output: of a command that failed there is no file or "
+            "folder to keep"
+        )
+    if options.on_store_error == "bypass":
+        raise Misuse(
+            "--on-store-error bypass goes without --output: what is not stored has no path"
+        )
+
+
 class Task:
     """What one call of ``atomcache run`` has to do."""
 
     def __init__(self, options: Asked) -> None:
         self.options = options
         self.command = options.command
-        if not self.command:
-            raise Misuse("there is no command to run; see atomcache run --help")
-        if options.output is not None and not any(OUTPUT in word for word in self.command):
-            raise Misuse(f"with --output the command has to name {OUTPUT}, where it is to write")
-        if options.output is not None and options.keep_failures:
-            raise Misuse(
-                "--keep-failures goes without --output: of a command that failed there is no "
-                "file or folder to keep"
-            )
-        if options.output is not None and options.on_store_error == "bypass":
-            raise Misuse(
-                "--on-store-error bypass goes without --output: what is not stored has no path"
-            )
+        _refuse(options)
         self.behind = os.environ.pop(_BEHIND, None) is not None  # the command must not see it
         self.given = sys.stdin.buffer.read() if options.stdin else None
         self.key = key_of(options, self.given)
@@ -122,20 +129,7 @@ class Task:
         self.held = options.stale_on_error is not None
         self.ran: bytes | None = None
         self.cache = self._open()
-        self.choices: dict[str, Any] = {
-            name: getattr(options, name)
-            for name in ("max_age", "stale_for", "stale_on_error", "timeout", "on_store_error")
-            if getattr(options, name) is not None
-        }
-        if options.max_age is None and os.environ.get("ATOMCACHE_MAX_AGE"):
-            try:
-                self.choices["max_age"] = duration(os.environ["ATOMCACHE_MAX_AGE"])
-            except Misuse as error:
-                raise Misuse(f"ATOMCACHE_MAX_AGE: {error}") from None
-        if options.tag:
-            self.choices["tags"] = options.tag
-        if options.input:
-            self.choices["inputs"] = options.input
+        self.choices = self._choices()
 
     def run(self) -> int:
         """Do it, and return the exit status."""
@@ -215,6 +209,19 @@ class Task:
         return recording
 
     # -- inside ----------------------------------------------------------------------
+
+    def _choices(self) -> dict[str, Any]:
+        """Return what the library is asked for."""
+        options = self.options
+        names = ("max_age", "stale_for", "stale_on_error", "timeout", "on_store_error")
+        chosen = {name: getattr(options, name) for name in names}
+        if options.max_age is None and os.environ.get("ATOMCACHE_MAX_AGE"):
+            try:
+                chosen["max_age"] = duration(os.environ["ATOMCACHE_MAX_AGE"])
+            except Misuse as error:
+                raise Misuse(f"ATOMCACHE_MAX_AGE: {error}") from None
+        chosen |= {"tags": options.tag or None, "inputs": options.input or None}
+        return {name: choice for name, choice in chosen.items() if choice is not None}
 
     def _open(self) -> Cache:
         show = sys.stderr is not None and sys.stderr.isatty() and not self.behind
