@@ -47,6 +47,7 @@ class Build:
         self.behind: Callable[[bool], None] | None = None
         self.waits: list[str] = []
         self._next_report = 0.0
+        self._reported_end: float | None = None
         self._max_age: float | None = None
         self.has_max_age = False
         self.tags: list[str] = []
@@ -134,8 +135,10 @@ class Build:
         if not isinstance(note, str):
             raise OptionError(f"the note of a progress must be text, not {describe(note)}")
         now = self._door.monotonic()
-        if self._claim is None or (now < self._next_report and done != total):
+        is_new_end = done == total and self._reported_end != done
+        if self._claim is None or (now < self._next_report and not is_new_end):
             return
+        self._reported_end = done if done == total else None
         self._next_report = now + max(_PROGRESS_PAUSE, (now - self._began) / 50)
         told = f"{float(done)!r} {'' if total is None else repr(float(total))} {note[:200]}"
         self._tell([("progress", told)])

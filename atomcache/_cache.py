@@ -780,7 +780,7 @@ class Cache:
             key = self._asking.input_key(key, chosen)
         entry = ValueEntry(self._layout, digest(VALUE, key), key, chosen, lambda: value)
         try:
-            entry.replace(self._layout.new_scratch(entry.path), value)
+            self._protocol.set(entry, value)
         except OSError as error:
             self._protocol.get_unstored(entry, error)
             return
@@ -1009,7 +1009,7 @@ class Cache:
                         f"there is no path of key {describe(key)} to be held, in "
                         f"{self._layout.directory}. Make it first, or pass build= and name="
                     )
-                held = Hold(self._layout, os.path.dirname(path))
+                held = Hold(self._layout, self._layout.entry(digest(PATH, key)))
                 if held.share():
                     return path, held
 

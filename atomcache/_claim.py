@@ -173,7 +173,8 @@ class Claim:
         """
         if self.door.fstat(self.fd).st_size <= self._size:
             return False
-        return any(name == "revoked" for name, _ in read_lines(read_all(self.door, self.fd)))
+        said = read_all(self.door, self.fd, largest=None)
+        return any(name == "revoked" for name, _ in read_lines(said))
 
     def tell(self, lines: Iterable[tuple[str, str]]) -> None:
         """Write what the factory says, for those who look at builds."""

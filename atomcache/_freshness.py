@@ -42,6 +42,11 @@ CLOCK_SLACK = 5.0
 that jumped: machines that share a folder agree to about a second."""
 
 
+RACY_SECONDS = 2.0
+"""A file changed so recently may be changed again without its times telling, where they
+have a coarse grain (FAT's is 2 s); git's index distrusts such files likewise."""
+
+
 class Want:
     """What a reader accepts beyond the options of its call, where that is not the usual.
 

@@ -82,7 +82,7 @@ def _makers() -> dict[str, Callable[..., Any]]:
         "OrderedDict": collections.OrderedDict,
         "defaultdict": lambda place: collections.defaultdict(_DEFAULT_FACTORIES[place]),
         "deque": lambda length: collections.deque(maxlen=length),
-        "Counter": collections.Counter,
+        "Counter": _counter,
         "datetime": datetime.datetime,
         "date": datetime.date,
         "time": datetime.time,
@@ -98,6 +98,14 @@ def _makers() -> dict[str, Callable[..., Any]]:
         "numpy.str_": lambda text: _numpy().str_(text),
         "numpy.bytes_": lambda text: _numpy().bytes_(text),
     }
+
+
+def _counter(counts: dict[Any, int]) -> Any:
+    import collections
+
+    if type(counts) is not dict:
+        raise ValueError("not counts")  # of a long range it would count for ever
+    return collections.Counter(counts)
 
 
 def _fraction(numerator: int, denominator: int) -> Any:
@@ -257,7 +265,8 @@ def _describe_dtype(dtype: Any) -> Any:
         raise CodecError(
             f"codec 'data' can't store the numpy dtype {dtype}, which has no bytes; store a list"
         )
-    if np.lib.format.descr_to_dtype(description) != dtype:
+    restored = np.lib.format.descr_to_dtype(description)
+    if restored != dtype or (dtype.names and restored.type is not dtype.type):
         raise CodecError(
             f"codec 'data' can't store the numpy dtype {dtype} so that it comes back the same; "
             "use the codec 'pickle'"
@@ -300,7 +309,15 @@ class InertPickles:
         return file.getvalue(), [buffer.raw() for buffer in buffers]
 
     def loads(self, payload: Buffer, buffers: Sequence[memoryview]) -> Any:
-        """Return the value that a pickle and its buffers stand for."""
+        """Return the value that a pickle and its buffers stand for.
+
+        Extension codes that the program has used are answered by pickle itself, without
+        `find_class`; where there are any, a pickle with one in it is refused.
+        """
+        import copyreg
+
+        if copyreg._extension_cache:  # type: ignore[attr-defined]
+            _refuse_extensions(payload)
         return _Unpickler(io.BytesIO(payload), buffers, self._restorers).load()
 
     def reduce(self, value: Any) -> Any:
@@ -375,6 +392,14 @@ def _fields(kind: type) -> tuple[str, ...] | None:
         return tuple(each.name for each in attributes)
     named: tuple[str, ...] | None = getattr(kind, "_fields", None)
     return named
+
+
+def _refuse_extensions(payload: Buffer) -> None:
+    import pickletools
+
+    for opcode, _, _ in pickletools.genops(bytes(payload)):
+        if opcode.name in ("EXT1", "EXT2", "EXT4"):
+            raise pickle.UnpicklingError("extension codes are not admitted by the codec 'data'")
 
 
 class _Pickler(pickle.Pickler):

@@ -28,11 +28,12 @@ from time import time
 
 from ._errors import DontStore, InputError
 from ._flight import GivenUp
+from ._freshness import RACY_SECONDS
 from ._input_files import look, no_file, things_of, unreadable, walk
 from ._keys import blake2b, describe
 from ._log import logger
 from ._publish import MISS
-from ._value import RACY_SECONDS, ValueEntry, read
+from ._value import ValueEntry, read
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -14,6 +14,9 @@ from __future__ import annotations
 
 import os
 from _thread import allocate_lock
+from time import time
+
+from ._freshness import RACY_SECONDS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,6 +71,8 @@ class MemoryTier:
         cost = found.st_size + _COST_OF_ENTRY
         if cost > self.limit or not immutable(value):
             return
+        if time() - found.st_ctime < RACY_SECONDS:
+            return  # one that comes in its place could look the same
         with self._own_lock():
             self._drop(path)
             self._kept[path] = (_version(found), codec, value, cost, header)
@@ -95,11 +100,18 @@ def immutable(value: Any, depth: int = 0) -> bool:
         return True
     if kind in (tuple, frozenset) and depth < _DEEPEST:
         return all(immutable(each, depth + 1) for each in value)
-    return kind.__module__ in _IMMUTABLE_MODULES
+    return f"{kind.__module__}.{kind.__qualname__}" in _IMMUTABLE_NAMES
 
 
 _IMMUTABLE = frozenset([type(None), bool, int, float, complex, str, bytes, range, type(...)])
-_IMMUTABLE_MODULES = frozenset(["datetime", "decimal", "fractions", "uuid", "pathlib", "zoneinfo"])
+_IMMUTABLE_NAMES = frozenset(
+    [
+        *(f"datetime.{name}" for name in ("date", "datetime", "time", "timedelta", "timezone")),
+        *(f"pathlib.{kind}{name}Path" for kind in ("", "Pure") for name in ("Posix", "Windows")),
+        *("decimal.Decimal", "fractions.Fraction", "uuid.UUID", "zoneinfo.ZoneInfo"),
+    ]
+)
+"""Types by name, so that none of these modules is loaded for it."""
 
 
 def _version(found: os.stat_result) -> tuple[int, ...]:

@@ -141,13 +141,12 @@ def read_header(
 def stored_name(door: Door, path: str) -> str | None:
     """Return under which name the entry holds what was built, if there is an entry."""
     try:
-        name = read_header(door, os.path.join(path, META))[1].get("name")
+        return check_name(read_header(door, os.path.join(path, META))[1].get("name"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (Damaged, ValueError) as why:
+    except (Damaged, ValueError) as why:  # also for a name that would lead elsewhere
         logger().warning("a damaged entry is built anew: %s: %s", path, why)
         return None
-    return name if isinstance(name, str) else None
 
 
 def size_of(door: Door, path: str) -> int:

@@ -314,6 +314,9 @@ class Protocol:
         try:
             won, value = entry.publish(claim.scratch, made, took, seen, build)
         except Revoked:
+            published = self._look(entry, started) if entry.kind == "value" else None
+            if published is not None:
+                return published  # it was set meanwhile
             logger().info("not kept, because it was removed meanwhile: %s", entry.what())
             made = entry.keep_revoked(claim.scratch, made)
             return Outcome(made, stored=False, alone=True)
@@ -410,11 +413,17 @@ class Protocol:
                     if entry.options.on_error == "retry":
                         return None
                     failure = read_failure(door, fd, found, record)
-                    return None if failure is None else Outcome(error=failure)
+                    if failure is None or self._may_do_without(entry, failure):
+                        return None
+                    return Outcome(error=failure)
         finally:
             door.close_kept(fd)
         self._reap(entry, path, found, record, dead, patience)
         return self._look(entry, started)
+
+    def _may_do_without(self, entry: Entry, failure: Exception) -> bool:
+        """Tell whether what failed is only that the builder could not store its result."""
+        return isinstance(failure, StorageError) and entry.options.on_store_error == "bypass"
 
     def _look(self, entry: Entry, started: float) -> Outcome | None:
         value = entry.look(started)
@@ -460,7 +469,16 @@ class Protocol:
                 return
         patience.pause(found, record)
 
-    # -- remove ----------------------------------------------------------------------
+    # -- set, remove -----------------------------------------------------------------
+
+    def set(self, entry: ValueEntry, value: Any) -> None:
+        """Put a value in the place of whatever is there.
+
+        Who builds to replace something could replace this too, if it was not told.
+        """
+        if identify(self.door, entry.path) is not None:
+            revoke(self.door, claim_path(entry.path))
+        entry.replace(self.layout.new_scratch(entry.path), value)
 
     def remove(self, path: str) -> bool:
         """Remove an entry, if there is one; no build that is under way brings it back."""

@@ -110,12 +110,12 @@ def read_record(door: Door, fd: int) -> Record | None:
         return None
 
 
-def read_all(door: Door, fd: int) -> bytes:
-    """Return all that a claim says, but for the byte that Windows locks."""
+def read_all(door: Door, fd: int, largest: int | None = _LARGEST_RECORD) -> bytes:
+    """Return all that a claim says, up to a limit, but for the byte that Windows locks."""
     door.lseek(fd, 1, 0)
     data: bytes = door.read(fd, _ONE_READ)
     more = data
-    while len(more) == _ONE_READ and len(data) < _LARGEST_RECORD:
+    while len(more) == _ONE_READ and (largest is None or len(data) < largest):
         more = door.read(fd, _ONE_READ)
         data += more
     return data

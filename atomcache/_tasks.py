@@ -277,6 +277,10 @@ def _in_thread(step: Callable[..., Any], *given: Any) -> asyncio.Future[Any]:
     def run() -> None:
         try:
             result = step(*given)
+        except StopIteration as error:  # which no future can hold, as no generator can
+            failure = RuntimeError("a factory raised StopIteration")
+            failure.__cause__ = error
+            _tell(loop, answer, None, failure)
         except BaseException as error:
             _tell(loop, answer, None, error)
         else:

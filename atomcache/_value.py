@@ -19,7 +19,7 @@ from xxhash import xxh3_64_intdigest
 from ._door import CREATE, PROBE, READ
 from ._entry import Entry
 from ._errors import AtomcacheError, DontStore
-from ._freshness import USUAL, Want, expiry, flags_of, fresh, holds, said
+from ._freshness import RACY_SECONDS, USUAL, Want, expiry, flags_of, fresh, holds, said
 from ._header import (
     HAS_INPUTS,
     NEVER,
@@ -78,10 +78,6 @@ MAPPED_FROM = 131_072
 
 _ONE_WRITE = 131_072
 """Bytes up to which an entry is written in one call."""
-
-RACY_SECONDS = 2.0
-"""A file changed so recently may be changed again without its times telling, where they
-have a coarse grain (FAT's is 2 s); git's index distrusts such files likewise."""
 
 _MOST_VERIFIED = 4096
 _verified: dict[str, tuple[int, ...]] = {}
@@ -157,7 +153,7 @@ def read(
             door, header, options.max_age, want
         ):
             return MISS
-        if header.flags & HAS_INPUTS and not holds(read_meta(data, header)):
+        if header.flags & HAS_INPUTS and not _inputs_hold(data, header):
             return MISS
         if found is not None and codec.guarded:
             codec.check_origin(path, found, header, payload, buffers)
@@ -166,7 +162,7 @@ def read(
         except AtomcacheError:
             raise
         except Exception as error:  # whatever a codec says of bytes that it can't read
-            raise Damaged(f"codec {codec.name!r} can't read it: {error!r}") from error
+            raise Damaged(f"codec {codec.name!r} can't read it: {_told(error)}") from error
         if memory is not None and found is not None and not header.flags & HAS_INPUTS:
             memory.put(path, found, codec, value, header)
         return value
@@ -178,6 +174,21 @@ def read(
         return MISS
     finally:
         door.close(fd)
+
+
+def _inputs_hold(data: Buffer, header: Header) -> bool:
+    try:
+        meta = read_meta(data, header)
+    except ValueError as error:
+        raise Damaged("what it says of itself can't be read") from error
+    return holds(meta)
+
+
+def _told(error: Exception) -> str:
+    try:
+        return repr(error)
+    except Exception:  # one that holds what came of deep rubbish
+        return type(error).__name__
 
 
 def _tell_codec(path: str, header: Header, codec: AnyCodec) -> None:

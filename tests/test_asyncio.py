@@ -539,6 +539,18 @@ def test_a_small_hit_starts_no_thread_and_does_not_leave_the_loop(tmp_path, monk
     run(main())
 
 
+def test_a_factory_that_raises_stop_iteration_where_nothing_is_stored_ends_its_task(tmp_path):
+    (tmp_path / "in the way").write_text("no folder")
+    cache = Cache(tmp_path / "in the way" / "cache", on_store_error="bypass")
+
+    async def main():
+        return await cache.aget_or_create("key", lambda: next(iter(())))
+
+    with pytest.raises(RuntimeError, match="StopIteration") as caught:
+        run(main())
+    assert isinstance(caught.value.__cause__, StopIteration)
+
+
 def test_a_large_value_is_read_in_the_pool(cache, monkeypatch):
     value = random.Random(1).randbytes(1_000_000)
     readers = []

@@ -554,6 +554,14 @@ def test_an_object_of_a_class_that_has_got_another_field_is_built_anew(tmp_path,
     assert "shop:Invoice" in said
 
 
+def test_a_dtype_of_records_is_refused_as_it_would_come_back_as_another(cache):
+    records = np.rec.fromarrays([[1, 2], [3, 4]], names="a,b").view(np.ndarray)
+    records = np.array(records, dtype=np.dtype((np.record, records.dtype)))
+    assert records.dtype.type is np.record
+    with pytest.raises(CodecError, match="dtype"):
+        cache.set("key", records)
+
+
 def test_who_does_not_allow_a_class_is_told_which(tmp_path, caplog):
     Cache(tmp_path / "cache", allow=[Record]).set("key", Record(1))
     assert Cache(tmp_path / "cache").get("key") is None

@@ -1,17 +1,38 @@
 """The memory tier: kept values are seen to change, and only what can't be changed is kept."""
 
+import decimal
 import os
 
 import pytest
 
-from atomcache import Cache, OptionError
+from atomcache import Cache, OptionError, _memory
 
 from .crew import context
+
+
+@pytest.fixture(autouse=True)
+def _fine_times(monkeypatch):
+    """Trust the times of files at once, which are fine enough on what tests run on."""
+    monkeypatch.setattr(_memory, "RACY_SECONDS", -1.0)
 
 
 @pytest.fixture
 def remembering(tmp_path):
     return Cache(tmp_path / "cache", memory="1MB")
+
+
+def test_a_file_so_young_that_another_could_look_the_same_is_not_trusted(remembering, monkeypatch):
+    monkeypatch.setattr(_memory, "RACY_SECONDS", 60.0)
+    remembering.set("key", "value")
+    assert remembering.get("key") == "value"
+    assert "read" in reads(remembering)
+
+
+def test_a_context_of_decimals_which_can_be_changed_is_not_kept(tmp_path):
+    cache = Cache(tmp_path / "cache", codec="pickle", secret=bytes(16), memory="1MB")
+    cache.set("key", decimal.Context(prec=5))
+    cache.get("key").prec = 3
+    assert cache.get("key").prec == 5
 
 
 def reads(cache):

@@ -341,6 +341,17 @@ def test_a_thread_that_asks_after_a_removal_gets_what_was_begun_after_it(cache, 
     assert leftovers(cache.directory) == []
 
 
+def test_a_removal_is_seen_however_much_the_builder_has_said(cache):
+    def factory():
+        for number in range(2000):
+            current_build().tag("a tag of many letters " * 30 + str(number))
+        Cache(cache.directory).remove("key")
+        return "made"
+
+    assert cache.get_or_create("key", factory) == "made"
+    assert "key" not in cache
+
+
 @needs_locks
 @pytest.mark.parametrize("first", ["error", "not kept"])
 @pytest.mark.parametrize("own", [True, False], ids=["this cache", "another cache object"])

@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 
 import atomcache
-from atomcache import BuildFailedError, Cache, CodecError, UnsafeDirectoryError, _header, _inert
+from atomcache import (
+    BuildFailedError,
+    Cache,
+    CodecError,
+    MissingEntryError,
+    UnsafeDirectoryError,
+    _header,
+    _inert,
+)
 from atomcache._claim import take
 from atomcache._door import Door, door
 from atomcache._keys import digest
@@ -88,6 +96,68 @@ def forge(cache, payload, key="key", codec=b"data", form=0, buffers=(), seal=b""
     )
     cache._layout.make_room(str(entry_of(cache, key)))
     entry_of(cache, key).write_bytes(b"".join(parts))
+
+
+EXTENSION = """
+import copyreg, os, pickle, sys
+from atomcache import Cache
+copyreg.add_extension("posix", "system", 0xF2)
+pickle.loads(pickle.dumps(os.system, 2))  # so that pickle remembers it
+print(Cache(sys.argv[1]).get("key", "a miss"))
+"""
+
+
+def test_an_extension_code_that_the_program_has_used_is_not_executed(cache, marker):
+    command = f"touch {marker}".encode()
+    forge(cache, b"\x80\x02\x82\xf2X" + len(command).to_bytes(4, "little") + command + b"\x85R.")
+    done = subprocess.run(
+        [sys.executable, "-c", EXTENSION, str(cache.directory)],
+        env={**os.environ, "PYTHONPATH": str(Path(atomcache.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.strip() == "a miss"
+    assert not marker.exists()
+
+
+def test_a_counter_is_made_of_counts_only(cache, caplog):
+    """Of a range, which takes a few bytes to write down, it would count for ever."""
+    forge(cache, restorer("STANDARD") + part(("Counter", [1, 1])) + b"R.")
+    assert cache.get("key", "a miss") == "a miss"
+    assert "not counts" in caplog.text
+
+
+def test_a_pickle_so_deep_that_not_even_its_error_can_be_shown_is_a_miss(cache):
+    forge(cache, b"\x80\x05catomcache._inert\nSTANDARD\n)" + b"\x85" * 3000 + b"\x85R.")
+    assert cache.get("key", "a miss") == "a miss"
+    assert cache.get_or_create("key", lambda: "anew") == "anew"
+
+
+def test_a_name_in_a_meta_leads_nowhere_else(cache, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").write_text("not ours")
+    made = cache.get_or_create_path("key", lambda target: target.write_text("x"), name="n")
+    meta = made.parent / ".atomcache"
+    head = _header.parse(meta.read_bytes())
+    parts = _header.assemble(
+        digest=head.digest,
+        codec=head.codec,
+        form=head.form,
+        created=head.created,
+        expires=head.expires,
+        took=head.took,
+        meta=[("key", "key"), ("name", str(outside / "file"))],
+        payload=b"",
+        seal=head.seal,
+    )
+    meta.write_bytes(b"".join(parts))
+    assert cache.get_path("key") is None
+    with pytest.raises(MissingEntryError), cache.hold("key"):
+        pass
+    assert sorted(path.name for path in outside.iterdir()) == ["file"]
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from atomcache import (
     CircularBuildError,
     RemoteTraceback,
 )
+from atomcache._door import Door
 from atomcache._keys import digest
 
 from .crew import leftovers, sleepers, until
@@ -531,6 +532,24 @@ def test_who_publishes_first_wins_and_the_builder_returns_that(crew, cache):
     builder.tell("go on")
     assert builder.result() == waiter.result() == cache.get("key") == "was faster"
     assert leftovers(cache.directory) == []
+
+
+def test_what_is_set_while_something_expired_is_built_anew_stays(tmp_path):
+    directory = tmp_path / "cache"
+    Cache(directory).set("key", "old", max_age=0)
+
+    class SetMeanwhile(Door):
+        def replace(self, source, target):
+            if target.endswith(entry_name):  # the last moment before it is published
+                Cache(directory).set("key", "set meanwhile")
+            super().replace(source, target)
+
+    cache = Cache(directory)
+    entry_name = os.path.basename(claim_of(cache)).removesuffix(".temp")
+    cache._open(SetMeanwhile())
+    assert cache.get_or_create("key", lambda: "built") == "set meanwhile"
+    assert Cache(directory).get("key") == "set meanwhile"
+    assert leftovers(directory) == []
 
 
 def test_a_hit_takes_no_lock_and_writes_nothing(crew, cache, tmp_path):

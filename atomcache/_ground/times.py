@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .._value import RACY_SECONDS
+from .._freshness import RACY_SECONDS
 from .._watch import USE_RECORDED
 from .findings import FAILS, HOLDS, Finding, short_time
 
