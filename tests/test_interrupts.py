@@ -247,6 +247,7 @@ def test_a_child_forked_as_a_claim_is_opened_does_not_keep_it_alive(tmp_path):
 
     children, forking, fork = [], [], threading.Event()
     read, write = os.pipe()
+    ready, say_ready = os.pipe()
 
     def other_thread():
         assert fork.wait(PATIENCE)
@@ -254,6 +255,7 @@ def test_a_child_forked_as_a_claim_is_opened_does_not_keep_it_alive(tmp_path):
         pid = os.fork()
         if pid == 0:
             os.close(write)
+            os.write(say_ready, b"x")  # it has closed by now what it has to
             os.read(read, 1)  # lives until the test ends
             os._exit(0)
         children.append(pid)
@@ -265,7 +267,8 @@ def test_a_child_forked_as_a_claim_is_opened_does_not_keep_it_alive(tmp_path):
     cache._protocol.layout.make_room(cache._protocol.layout.entry(b"\0" * 20))
 
     def build():
-        until(lambda: children, "the child is there")
+        assert os.read(ready, 1) == b"x"
+        until(lambda: children, "the child is known")
         [claim] = map(str, (tmp_path / "cache").rglob("*.temp"))
         held = [os.readlink(f"/proc/{children[0]}/fd/{fd}") for fd in _descriptors(children[0])]
         assert claim not in held
@@ -274,8 +277,8 @@ def test_a_child_forked_as_a_claim_is_opened_does_not_keep_it_alive(tmp_path):
     try:
         assert cache.get_or_create("key", build) == "built"
     finally:
-        os.close(read)
-        os.close(write)
+        for fd in (read, write, ready, say_ready):
+            os.close(fd)
         thread.join(PATIENCE)
         for pid in children:
             os.waitpid(pid, 0)
