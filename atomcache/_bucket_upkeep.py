@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ._header import Damaged
 from ._layout import CLAIM
-from ._remote import FOLDER, REMOVED, Found, tags_folder
+from ._object import FOLDER, REMOVED, Found, tags_folder
 from ._upkeep import Pruned
 
 if TYPE_CHECKING:

@@ -786,7 +786,7 @@ class Cache:
             return
         self._protocol.published(entry)
         if self._protocol.remote is not None:
-            self._protocol.remote.replace(entry, value)
+            self._protocol.remote.uploads.replace(entry, value)
 
     def remove(self, key: object, *, inputs: Inputs | None = None) -> bool:
         """Remove the value and the path of `key`; tell whether there was one.
@@ -834,7 +834,7 @@ class Cache:
         if not isinstance(tag, str) or not tag:
             raise OptionError(f"tag must be a non-empty string, not {describe(tag)}")
         if self._protocol.remote is not None:
-            self._protocol.remote.remove_tagged(tag)
+            self._protocol.remote.removals.remove_tagged(tag)
         try:
             return remove_where(self._protocol, lambda name, tags: tag in tags)
         except OSError as error:
@@ -853,7 +853,7 @@ class Cache:
         from ._listing import clear
 
         if self._protocol.remote is not None:
-            self._protocol.remote.clear()
+            self._protocol.remote.removals.clear()
         try:
             self._statistics().clear()
             return clear(self._protocol)
@@ -1045,7 +1045,7 @@ class Cache:
         from ._listing import remove_where
 
         if self._protocol.remote is not None:
-            self._protocol.remote.remove_tagged(function_tag(function))
+            self._protocol.remote.removals.remove_tagged(function_tag(function))
         try:
             return remove_where(self._protocol, lambda name, tags: name == function)
         except OSError as error:
@@ -1082,7 +1082,7 @@ class Cache:
         except OSError as error:
             raise self._asking.trouble(kind, key, error) from error
         if self._protocol.remote is not None:
-            self._protocol.remote.remove(name)
+            self._protocol.remote.removals.remove(name)
         return removed
 
     def __getstate__(self) -> dict[str, Any]:

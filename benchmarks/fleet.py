@@ -21,9 +21,10 @@ from typing import Any
 
 from greenlet import getcurrent, greenlet
 
-from atomcache import Cache, _remote
+from atomcache import Cache, _bucket_claim
+from atomcache._bucket_claim import RemoteClaim
 from atomcache._options import Options
-from atomcache._remote import Remote, RemoteClaim
+from atomcache._remote import Remote
 
 LATENCY = 0.02
 """Seconds that the store takes to answer: what S3 takes for a small object, roughly."""
@@ -188,7 +189,7 @@ class _Turn:
 def _renew(world: World, claim: Any) -> None:
     claim._changing = _Turn(world)
     while True:
-        world.sleep(30.0 / _remote.RENEWALS)
+        world.sleep(30.0 / _bucket_claim.RENEWALS)
         if claim._ended.is_set() or not claim.confirm():
             return
 

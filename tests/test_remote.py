@@ -30,7 +30,7 @@ from atomcache import (
 )
 from atomcache._door import Door
 from atomcache._keys import digest
-from atomcache._remote import INLINE, object_name, read_record, tag_name, write_record
+from atomcache._object import INLINE, object_name, read_record, tag_name, write_record
 
 from . import engine as engines
 from .crew import PATIENCE, leftovers, until
@@ -1169,7 +1169,7 @@ def test_a_stream_that_breaks_off_is_built_instead(site, monkeypatch):
 
     monkeypatch.setattr(site.b._protocol.remote.bucket, "_pieces", pieces)
     for kind in ("value", "path"):
-        site.b._protocol.remote._rest_until = 0
+        site.b._protocol.remote.outage.over_at = 0
         assert asker(kind, LARGE)(site.b) == LARGE
         assert asker(kind, LARGE)(site.b, built=False) == LARGE
 
@@ -1179,9 +1179,9 @@ def test_a_store_that_comes_and_goes_is_warned_of_once(site, monkeypatch, caplog
     for number in range(20):
         with monkeypatch.context() as patch:
             Broken(patch, site.a)
-            remote._rest_until = 0
+            remote.outage.over_at = 0
             site.a.get_or_create(("down", number), lambda: 1)
-        remote._rest_until = 0
+        remote.outage.over_at = 0
         site.a.get_or_create(("up", number), lambda: 1)
     assert len(warnings(caplog)) == 1
     assert site.b.get(("up", 19)) == 1
@@ -1547,7 +1547,7 @@ def build_through(line, shared, machine):
     got = []
     for number in range(3):
         line.hear("go on")
-        cache._protocol.remote._rest_until = 0
+        cache._protocol.remote.outage.over_at = 0
         got.append(cache.get_or_create(number, lambda n=number: n))
         line.tell("done")
     return got
