@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
 PIECE = 5 << 20
 """Bytes of the parts in which large objects go up: the smallest that S3 takes, because each has
-to be there within the time limit."""
+to be there within a time limit."""
 
-_AT_ONCE = 4
-"""Parts that are on their way at the same time; with `PIECE`, that bounds the memory."""
+_AT_ONCE = 2
+"""Parts that are on their way at the same time.  They share the line, so each may take as many
+times the time limit of a request: what counts is that one of them arrives within that."""
 
 _LARGEST = 64 << 20
 """Bytes that are read into memory at once; nothing that this library makes has more."""
@@ -77,10 +78,11 @@ class Bucket:
         self._taken = (AlreadyExistsError, PreconditionError)
         self._errors = (BaseError, OSError, ValueError, NotImplementedError)
         self.requests = 0
-        self._store = self._bulk = store
+        self._store = self._down = self._up = store
         if isinstance(store, str):
             self._store = _open(store, timeout, timeout, dict(options or {}))
-            self._bulk = _open(store, timeout, _LONGEST, dict(options or {}))
+            self._down = _open(store, timeout, _LONGEST, dict(options or {}))
+            self._up = _open(store, timeout * _AT_ONCE, _LONGEST, dict(options or {}))
 
     def get(self, name: str) -> tuple[bytes, str] | None:
         """Return an object's content and what names its version; `None` if there is none."""
@@ -95,7 +97,7 @@ class Bucket:
 
     def stream(self, name: str) -> Iterator[bytes] | None:
         """Yield an object's content in pieces; `None` if there is none."""
-        found = self._ask(lambda: self._obstore.get(self._bulk, name), FileNotFoundError)
+        found = self._ask(lambda: self._obstore.get(self._down, name), FileNotFoundError)
         return None if found is None else self._pieces(found)
 
     def _pieces(self, found: Any) -> Iterator[bytes]:
@@ -113,6 +115,8 @@ class Bucket:
         def pieces() -> Iterator[Any]:
             try:
                 yield from content
+            except GeneratorExit:  # the store failed and wants no more
+                raise
             except BaseException as error:
                 failed.append(error)
                 raise
@@ -120,7 +124,7 @@ class Bucket:
         try:
             put = self._ask(
                 lambda: self._obstore.put(
-                    self._bulk, name, pieces(), chunk_size=PIECE, max_concurrency=_AT_ONCE
+                    self._up, name, pieces(), chunk_size=PIECE, max_concurrency=_AT_ONCE
                 )
             )
         except StoreDown:

@@ -1,0 +1,65 @@
+"""What the client of a store makes of the dialects of clouds, and of their failures."""
+
+import contextlib
+import logging
+import time
+
+import pytest
+
+from atomcache import Cache, _removals
+
+from .clouds import Cloud
+
+pytest.importorskip("obstore")
+
+
+@pytest.fixture(autouse=True)
+def nobody_looks_at_removals(monkeypatch):
+    monkeypatch.setattr(_removals.Follower, "start", lambda follower: None)
+
+
+@pytest.fixture
+def cloud():
+    cloud = Cloud()
+    yield cloud
+    cloud.close()
+
+
+def machine(cloud, folder, dialect="s3", **options):
+    address, settings = cloud.remote(dialect)
+    usual = {"remote_timeout": 5, "codec": "bytes"}
+    return Cache(folder, remote=address, remote_options=settings, **{**usual, **options})
+
+
+def never():
+    raise AssertionError("it is built again")
+
+
+def warnings(caplog):
+    return [each for each in caplog.records if each.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize("size", [1 << 20, 30 << 20, 60 << 20])
+@pytest.mark.parametrize("write", ["sync", "async"])
+def test_a_large_result_is_returned_and_kept_though_its_upload_fails(
+    cloud, tmp_path, caplog, size, write
+):
+    cloud.refuse = lambda kind, path: 403 if kind == "part" else None
+    cache = machine(cloud, tmp_path, write=write)
+    assert len(cache.get_or_create("key", lambda: b"x" * size)) == size
+    assert len(cache.get_or_create("key", never)) == size
+    if write == "sync":
+        assert len(warnings(caplog)) == 1
+    assert not any(name.count(".") == 0 and "/v1/" in name for name in cloud.objects)
+
+
+def test_parts_that_share_a_slow_line_may_each_take_longer_than_a_request(cloud, tmp_path):
+    def slow(kind, path):
+        if kind == "part":
+            time.sleep(2.5)  # the store's own pace; the limit of a request is 2 s, of a part 4 s
+
+    cloud.refuse = slow
+    cloud.lock = contextlib.nullcontext()
+    machine(cloud, tmp_path / "a", remote_timeout=2).get_or_create("key", lambda: b"x" * 9_000_000)
+    cloud.refuse = lambda kind, path: None
+    assert len(machine(cloud, tmp_path / "b").get_or_create("key", never)) == 9_000_000
