@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
+from . import _forks
 from ._errors import OptionError
 from ._keys import describe
 
@@ -183,7 +184,7 @@ class Bucket:
         global _used_in
         if not _used_in:
             _used_in = os.getpid()
-        if _used_in != os.getpid():
+        if _forks.unfit or _used_in != os.getpid():
             raise StoreDown(
                 "this process was forked from one that had used a store; start processes by "
                 "spawn or forkserver"

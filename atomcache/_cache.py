@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 
+from . import _forks  # noqa: F401  # it has to be there before the program forks
 from ._asking import PATH, VALUE, Asking, check_callable
 from ._codec_table import CodecTable
 from ._door import door as real_door

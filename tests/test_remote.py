@@ -13,6 +13,8 @@ import resource
 import signal
 import socket
 import stat
+import subprocess
+import sys
 import threading
 import time
 
@@ -1293,6 +1295,35 @@ def test_a_forked_child_builds_locally_and_never_hangs(site):
     assert fork(site.a) == "'built'"
     assert fork(Cache(site.folder / "c", remote=site.store)) == "'built'"
     assert site.a.get_or_create("in the child", never) == "built"
+
+
+FORKS = """
+import os, signal, sys
+import obstore, obstore.store
+import atomcache
+own = obstore.store.MemoryStore()
+if sys.argv[2] == "used":
+    obstore.put(own, "mine", b"1")
+shared = obstore.store.MemoryStore()
+if os.fork() == 0:
+    signal.alarm(60)
+    cache = atomcache.Cache(sys.argv[1], remote=shared)
+    assert cache.get_or_create("key", lambda: 1) == 1
+    os._exit(10 + bool(cache._protocol.remote.bucket.requests))
+print(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads can't be listed")
+@pytest.mark.parametrize(("use", "asked"), [("used", 0), ("loaded", 1)])
+def test_a_child_of_a_program_that_used_obstore_itself_never_hangs(tmp_path, use, asked):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKS, tmp_path, use],
+        stdout=subprocess.PIPE,
+        timeout=PATIENCE,
+        check=True,
+    )
+    assert int(done.stdout) == 10 + asked
 
 
 def test_a_bucket_that_does_not_exist_is_left_alone(site, monkeypatch, caplog):
