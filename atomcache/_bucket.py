@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from . import _forks
 from ._errors import OptionError
-from ._keys import describe
+from ._store import first_line, open_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -61,8 +61,8 @@ class Bucket:
     store
         What obstore makes, or its address, such as ``"s3://bucket/prefix"``.
     timeout
-        Seconds after which one request counts as failed.  A store that was made elsewhere has
-        its own limits.
+        Seconds after which one request counts as failed, where the store's own settings don't
+        say otherwise.
     options
         Further settings for the store of an address, as `obstore.store.from_url` takes them.
     """
@@ -79,11 +79,10 @@ class Bucket:
         self._taken = (AlreadyExistsError, PreconditionError)
         self._errors = (BaseError, OSError, ValueError, NotImplementedError)
         self.requests = 0
-        self._store = self._down = self._up = store
-        if isinstance(store, str):
-            self._store = _open(store, timeout, timeout, dict(options or {}))
-            self._down = _open(store, timeout, _LONGEST, dict(options or {}))
-            self._up = _open(store, timeout * _AT_ONCE, _LONGEST, dict(options or {}))
+        given = dict(options or {})
+        self._store = open_store(store, timeout, timeout, given)
+        self._down = open_store(store, timeout, _LONGEST, given)
+        self._up = open_store(store, timeout * _AT_ONCE, _LONGEST, given)
 
     def get(self, name: str) -> tuple[bytes, str] | None:
         """Return an object's content and what names its version; `None` if there is none."""
@@ -105,7 +104,7 @@ class Bucket:
         try:
             yield from found.stream(min_chunk_size=1 << 20)
         except self._errors as error:
-            raise StoreDown(_first_line(error)) from error
+            raise StoreDown(first_line(error)) from error
 
     def put(self, name: str, content: bytes | Iterator[Any]) -> str:
         """Store an object, whatever is there; in parts, if it comes in pieces."""
@@ -166,7 +165,7 @@ class Bucket:
                 for each in some:
                     yield Listed(each["path"], each["size"], each["last_modified"].timestamp())
         except self._errors as error:
-            raise StoreDown(_first_line(error)) from error
+            raise StoreDown(first_line(error)) from error
 
     def _ask(self, step: Any, *nothing: type[Exception]) -> Any:
         """Do one request; `None` for errors that only say that there is nothing to be done."""
@@ -177,7 +176,7 @@ class Bucket:
         except nothing:
             return None
         except self._errors as error:
-            raise StoreDown(_first_line(error)) from error
+            raise StoreDown(first_line(error)) from error
 
     def _check_process(self) -> None:
         """Refuse a forked child: the store's threads did not come along, and it would hang."""
@@ -191,35 +190,6 @@ class Bucket:
             )
 
 
-def _open(address: str, timeout: float, longest: float, options: dict[str, Any]) -> Any:
-    from datetime import timedelta
-
-    from obstore.exceptions import BaseError
-    from obstore.store import from_url
-
-    limit = {
-        "timeout": timedelta(seconds=longest),
-        "read_timeout": timedelta(seconds=timeout),
-        "connect_timeout": timedelta(seconds=min(timeout, 5.0)),
-    }
-    options["client_options"] = {**limit, **options.get("client_options", {})}
-    if longest > timeout:  # whatever a single request may take
-        options["client_options"]["timeout"] = timedelta(seconds=longest)
-    retry = {"max_retries": 1, "retry_timeout": timedelta(seconds=timeout)}
-    options["retry_config"] = {**retry, **options.get("retry_config", {})}
-    try:
-        return from_url(address, **options)
-    except (BaseError, ValueError, TypeError) as error:
-        raise OptionError(
-            f"remote={describe(address)} can't be opened: {_first_line(error)}. It must be an "
-            "address such as s3://bucket/prefix, gs://, az://, or a store made with obstore"
-        ) from error
-
-
 def _version(meta: Any) -> str:
     """Return what names an object's version: S3 and Azure go by the first, Google by the other."""
     return f"{meta.get('e_tag') or ''}\n{meta.get('version') or ''}"
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0] or repr(error)

@@ -21,7 +21,7 @@ from ._errors import MissingEntryError, OptionError, storage_error
 from ._keys import describe, digest
 from ._layout import Layout
 from ._log import logger
-from ._options import Options, flag, number, seconds, size
+from ._options import Options, flag, number, remote_settings, seconds, size
 from ._protocol import Protocol
 from ._publish import MISS
 from ._value import ValueEntry
@@ -170,7 +170,7 @@ class Cache:
             "max_entries": max_entries,
             "max_idle": max_idle,
             "remote": remote,
-            "remote_options": dict(remote_options or {}),
+            "remote_options": _copy(remote_options),
             "remote_timeout": remote_timeout,
             "read_only": read_only,
             "write": write,
@@ -195,7 +195,7 @@ class Cache:
         if not lease or lease > 86_400:
             raise OptionError("lease must be more than 0 seconds and at most a day")
         limit = size("memory", given.pop("memory"))
-        settings = {name: given.pop(name, None) for name in _REMOTE}
+        settings = remote_settings({name: given.pop(name) for name in _REMOTE})
         self._codecs.shared = settings["remote"] is not None
         given_limits = {
             name: given.pop(name, None) for name in ("max_bytes", "max_entries", "max_idle")
@@ -1121,6 +1121,12 @@ def _user_cache_dir(name: str) -> str:
 
 def _path_of(directory: object) -> object:
     return os.fspath(directory) if isinstance(directory, os.PathLike) else None
+
+
+def _copy(options: Mapping[str, Any] | None) -> Any:
+    if options is None:
+        return {}
+    return dict(options) if hasattr(options, "keys") else options
 
 
 def _encodable(path: str) -> bool:

@@ -180,6 +180,23 @@ def seconds(name: str, value: object) -> float | None:
     return None if length > _FOREVER else length
 
 
+def remote_settings(given: dict[str, Any]) -> dict[str, Any]:
+    """Check what a cache is told of its bucket, whether there is one or not."""
+    timeout = seconds("remote_timeout", given["remote_timeout"])
+    if not timeout:
+        raise OptionError(
+            "remote_timeout must be a number of seconds that is more than 0, not "
+            f"{describe(given['remote_timeout'])}"
+        )
+    if given["write"] not in ("sync", "async"):
+        raise OptionError(f"write must be 'sync' or 'async', not {describe(given['write'])}")
+    if not isinstance(given["read_only"], bool):
+        raise OptionError(f"read_only must be True or False, not {describe(given['read_only'])}")
+    if not isinstance(given["remote_options"], dict):
+        raise OptionError("remote_options must be a dict")
+    return {**given, "remote_timeout": timeout}
+
+
 _TIME_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 
 

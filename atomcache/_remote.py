@@ -29,10 +29,9 @@ from xxhash import xxh3_128
 
 from ._bucket import Bucket, StoreDown
 from ._bucket_claim import RemoteClaim
-from ._errors import DontStore, EntryNameError, OptionError
+from ._errors import DontStore, EntryNameError
 from ._freshness import Want, fresh, holds
 from ._header import HAS_INPUTS, Damaged
-from ._keys import describe
 from ._log import logger
 from ._object import Found, object_name
 from ._outage import Outage
@@ -305,16 +304,7 @@ class Remote:
 
 def open_remote(protocol: Protocol, given: dict[str, Any]) -> Remote:
     """Return the bucket that the parameters of a `Cache` name."""
-    from ._options import seconds
-
-    timeout = seconds("remote_timeout", given["remote_timeout"])
-    if not timeout:
-        raise OptionError("remote_timeout must be more than 0 seconds")
-    if given["write"] not in ("sync", "async"):
-        raise OptionError(f"write must be 'sync' or 'async', not {describe(given['write'])}")
-    if not isinstance(given["read_only"], bool):
-        raise OptionError(f"read_only must be True or False, not {describe(given['read_only'])}")
-    bucket = Bucket(given["remote"], timeout, given["remote_options"])
+    bucket = Bucket(given["remote"], given["remote_timeout"], given["remote_options"])
     remote = Remote(
         protocol.door,
         bucket,

@@ -2,13 +2,18 @@
 
 import contextlib
 import logging
+import socket
+import threading
 import time
 
 import pytest
 
 from atomcache import Cache, _removals
+from atomcache._keys import digest
+from atomcache._object import object_name
 
 from .clouds import Cloud
+from .crew import PATIENCE
 
 pytest.importorskip("obstore")
 
@@ -63,3 +68,44 @@ def test_parts_that_share_a_slow_line_may_each_take_longer_than_a_request(cloud,
     machine(cloud, tmp_path / "a", remote_timeout=2).get_or_create("key", lambda: b"x" * 9_000_000)
     cloud.refuse = lambda kind, path: None
     assert len(machine(cloud, tmp_path / "b").get_or_create("key", never)) == 9_000_000
+
+
+def test_a_store_object_that_never_answers_costs_its_time_limit_once(tmp_path, caplog):
+    from obstore.store import S3Store
+
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as silent:
+        store = S3Store(
+            "bucket",
+            endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}",
+            access_key_id="x",
+            secret_access_key="x",
+            region="x",
+            client_options={"allow_http": True},
+        )
+        cache = Cache(tmp_path, remote=store, remote_timeout=0.3)
+        # by its own limits it would answer in three minutes: then the test's time is over
+        assert ends(lambda: cache.get_or_create("key", lambda: 1)) == 1
+    assert cache._protocol.remote.bucket.requests == 1
+    assert len(warnings(caplog)) == 1
+
+
+def ends(step):
+    """Return what a step returns within the time that tests have."""
+    answer = []
+    thread = threading.Thread(target=lambda: answer.append(step()), daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    assert answer, "it hangs"
+    return answer[0]
+
+
+@pytest.mark.parametrize("dialect", ["s3", "gs", "az"])
+def test_a_store_object_is_used_with_all_its_settings(cloud, tmp_path, dialect):
+    from obstore.store import from_url
+
+    address, settings = cloud.remote(dialect)
+    store = from_url(address, **settings)
+    for name in "ab":
+        cache = Cache(tmp_path / name, remote=store, codec="bytes")
+        assert cache.get_or_create("key", (lambda: b"x") if name == "a" else never) == b"x"
+    assert any(name.endswith(object_name(digest(b"v", "key"))) for name in cloud.objects)

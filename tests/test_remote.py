@@ -8,6 +8,7 @@ import asyncio
 import json
 import logging
 import os
+import pathlib
 import pickle
 import resource
 import signal
@@ -1234,6 +1235,52 @@ def test_an_address_that_is_none_is_refused(tmp_path):
         Cache(tmp_path, remote="s3://x", write="maybe")
     with pytest.raises(OptionError, match="remote_timeout"):
         Cache(tmp_path, remote="s3://x", remote_timeout=0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *(42, 0, False, b"s3://x", "", [], ["s3://x"], {}, object),
+        *(pathlib.Path("/tmp/x"), "file:///tmp/x", "memory:///", "http://127.0.0.1/x"),
+        memory.LocalStore("/tmp"),
+    ],
+    ids=repr,
+)
+def test_what_is_no_store_that_machines_can_share_is_refused(tmp_path, wrong):
+    with pytest.raises(OptionError, match="remote"):
+        Cache(tmp_path, remote=wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"remote_options": "x"},
+        {"remote_options": 5},
+        {"remote_options": {"bogus": 1}},
+        {"remote_options": {"endpoint": 5}},
+        {"remote_options": {"endpoint": "http://127.0.0.1:9", "allow_http": True}},
+        {"remote_options": {"client_options": 5}},
+        {"remote_options": {"client_options": {"bogus": 1}}},
+        {"remote_options": {"retry_config": 5}},
+        {"read_only": "yes"},
+        {"write": "later"},
+        {"write": []},
+        {"remote_timeout": -1},
+        {"remote_timeout": None},
+    ],
+    ids=str,
+)
+def test_settings_that_make_no_sense_are_refused_at_once(tmp_path, wrong):
+    with pytest.raises(OptionError):
+        Cache(tmp_path, remote="s3://bucket/x", **wrong)
+    if "remote_options" not in wrong or not isinstance(wrong["remote_options"], dict):
+        with pytest.raises(OptionError):
+            Cache(tmp_path, **wrong)
+
+
+def test_settings_of_an_address_are_refused_beside_a_store(tmp_path):
+    with pytest.raises(OptionError, match="remote_options"):
+        Cache(tmp_path, remote=memory.MemoryStore(), remote_options={"endpoint": "x"})
 
 
 def test_a_store_that_never_answers_costs_its_time_limit_once(tmp_path, caplog):
