@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 
 from ._errors import AtomcacheError, OptionError, storage_error
-from ._flight import Absent
 from ._freshness import FIRST, USUAL, Want, note_use
 from ._keys import describe, digest
 from ._log import logger
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from ._ending import Ending
     from ._inputs import Snapshot
     from ._memory import MemoryTier
+    from ._path import PathEntry
     from ._protocol import Protocol
 
     T = TypeVar("T")
@@ -182,25 +182,24 @@ class Asking:
         made = await get(self._protocol, entry, errand, self._door.time())
         return made
 
-    def peek(self, key: object, chosen: Options, default: Any) -> Any:
-        """Return a value that is fresh, here or in the bucket, and build nothing."""
+    def peek(self, key: object, chosen: Options, default: Any, *, here: bool = False) -> Any:
+        """Return a value that is fresh, here or in the bucket too, and build nothing."""
         name, path = self.place(key)
         try:
             value = self._read(path, name, chosen, _peeking(chosen))
         except OSError as error:
             raise self.trouble(VALUE, key, error) from error
         if value is MISS:
-            if self._protocol.remote is None:
+            if here or self._protocol.remote is None:
                 return default
-            there = chosen.without_waiting()
-            entry = ValueEntry(self._layout, name, key, there, _absent)
+            entry = ValueEntry(self._layout, name, key, chosen, _nothing)
             return self._protocol.fetch(entry, default)
         if self._watch.due(path):
             self.note_use(path, path, hit=False)
         return value
 
-    def peek_file(self, key: object, chosen: Options, default: Any) -> Any:
-        """Return a path that is fresh, here or in the bucket, and build nothing."""
+    def peek_file(self, key: object, chosen: Options, default: Any, *, here: bool = False) -> Any:
+        """Return a path that is fresh, here or in the bucket too, and build nothing."""
         from pathlib import Path
 
         from ._layout import META
@@ -210,15 +209,29 @@ class Asking:
         try:
             name = stored_name(self._door, path)
             if name is None:
-                return self._fetch_file(key, chosen, default)
+                return default if here else self._fetch_file(key, chosen, default)
             target, meta = os.path.join(path, name), os.path.join(path, META)
             if not find(self._door, target, meta, chosen, _peeking(chosen)):
-                return self._fetch_file(key, chosen, default)
+                return default if here else self._fetch_file(key, chosen, default)
             if self._watch.due(target):
                 self.note_use(target, meta, hit=False)
             return Path(target)
         except OSError as error:
             raise self.trouble(PATH, key, error) from error
+
+    def has(self, key: object, chosen: Options) -> bool:
+        """Tell whether there is a fresh value or path, here or in the bucket."""
+        for peek in (self.peek, self.peek_file):
+            if peek(key, chosen, MISS, here=True) is not MISS:
+                return True
+        remote = self._protocol.remote
+        if remote is None:
+            return False
+        value = ValueEntry(self._layout, self.place(key)[0], key, chosen, _nothing)
+        if remote.has(value):
+            return True
+        path = self._path_in_bucket(key, chosen)
+        return path is not None and remote.has(path)
 
     def inputs(self, chosen: Options) -> Snapshot:
         """Look at the input files."""
@@ -326,18 +339,19 @@ class Asking:
 
     def _fetch_file(self, key: object, chosen: Options, default: Any) -> Any:
         """Bring a path from the bucket, if it is there."""
+        entry = self._path_in_bucket(key, chosen)
+        return default if entry is None else self._protocol.fetch(entry, default)
+
+    def _path_in_bucket(self, key: object, chosen: Options) -> PathEntry | None:
+        """Return the path of a key by the name that it has in the bucket, if it is there."""
         from ._path import PathEntry
 
         remote = self._protocol.remote
-        if remote is None:
-            return default
         digested = digest(PATH, key)
-        name = remote.name_of(digested)
+        name = None if remote is None else remote.name_of(digested)
         if name is None:
-            return default
-        there = chosen.without_waiting()
-        entry = PathEntry(self._layout, digested, key, name, there, _absent)
-        return self._protocol.fetch(entry, default)
+            return None
+        return PathEntry(self._layout, digested, key, name, chosen, _nothing)
 
     def trouble(self, kind: bytes, key: object, error: OSError) -> OSError:
         """Say what could not be read or written, if the error does not say so already."""
@@ -352,9 +366,9 @@ def _peeking(chosen: Options) -> Want:
     return USUAL if chosen.stale_for is None else Want(tolerate=chosen.stale_for)
 
 
-def _absent(*_: object) -> Any:
-    """Build nothing: what another machine has will do."""
-    raise Absent
+def _nothing(*_: object) -> Any:
+    """Stand in for the factory of an entry that is only looked for."""
+    raise AssertionError("it is not to be built")
 
 
 async def _in_pool(step: Callable[..., T], *given: Any) -> T:

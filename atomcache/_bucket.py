@@ -158,7 +158,7 @@ class Bucket:
 
     def list(self, prefix: str, after: str | None = None) -> Iterator[Listed]:
         """Yield the objects under a prefix, in the order of their names."""
-        self._check_process()
+        self.check_process()
         self.requests += 1
         try:
             for some in self._obstore.list(self._store, prefix, offset=after):
@@ -169,7 +169,7 @@ class Bucket:
 
     def _ask(self, step: Any, *nothing: type[Exception]) -> Any:
         """Do one request; `None` for errors that only say that there is nothing to be done."""
-        self._check_process()
+        self.check_process()
         self.requests += 1
         try:
             return step()
@@ -178,7 +178,7 @@ class Bucket:
         except self._errors as error:
             raise StoreDown(first_line(error)) from error
 
-    def _check_process(self) -> None:
+    def check_process(self) -> None:
         """Refuse a forked child: the store's threads did not come along, and it would hang."""
         global _used_in
         if not _used_in:

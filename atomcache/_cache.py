@@ -23,7 +23,6 @@ from ._layout import Layout
 from ._log import logger
 from ._options import Options, flag, number, remote_settings, seconds, size
 from ._protocol import Protocol
-from ._publish import MISS
 from ._value import ValueEntry
 from ._watch import Watch
 
@@ -695,8 +694,11 @@ class Cache:
         return self._asking.peek_file(key, chosen, default)
 
     def __contains__(self, key: object) -> bool:
-        """Tell whether there is a fresh value or path of `key`."""
-        return self.get(key, MISS) is not MISS or self.get_path(key) is not None
+        """Tell whether there is a fresh value or path of `key`; nothing comes from the bucket."""
+        chosen = self._options
+        if chosen.inputs:
+            key = self._asking.input_key(key, chosen)
+        return self._asking.has(key, chosen)
 
     def entries(self) -> Iterator[EntryInfo]:
         """Yield what is known of each entry, in no particular order.
@@ -1079,11 +1081,13 @@ class Cache:
     def _remove(self, kind: bytes, key: object) -> bool:
         name = digest(kind, key)
         try:
-            removed = self._protocol.remove(self._layout.entry(name))
-        except OSError as error:
-            raise self._asking.trouble(kind, key, error) from error
-        if self._protocol.remote is not None:
-            self._protocol.remote.removals.remove(name)
+            if self._protocol.remote is not None:  # first: what comes down now is looked for again
+                self._protocol.remote.removals.remove(name)
+        finally:
+            try:
+                removed = self._protocol.remove(self._layout.entry(name))
+            except OSError as error:
+                raise self._asking.trouble(kind, key, error) from error
         return removed
 
     def __getstate__(self) -> dict[str, Any]:

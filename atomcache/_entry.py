@@ -49,8 +49,6 @@ class Entry:
         The method of `Cache` that takes coroutine functions.
     size
         Bytes that it takes, once it is published.
-    only_look
-        Whether the caller does not want it built, only brought from the bucket.
     unusable, replaces, replaced_blob
         For `Remote`: the version in the bucket that turned out to be damaged, the one that is to
         be replaced, and the object that holds that one's content.
@@ -71,7 +69,6 @@ class Entry:
         self.path = layout.entry(digest)
         self.damaged: Callable[[], None] | None = None
         self.size = 0
-        self.only_look = False
         self.unusable = ""
         self.replaces = ""
         self.replaced_blob = ""

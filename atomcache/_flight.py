@@ -69,10 +69,6 @@ class GivenUp(BaseException):
     """
 
 
-class Absent(GivenUp):
-    """Another machine has not made it either, and the caller does not want it built."""
-
-
 LOOK = Outcome()
 """The outcome of a follower that has to look for itself."""
 

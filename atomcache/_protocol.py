@@ -37,14 +37,11 @@ from ._claim import (
 )
 from ._errors import (
     AtomcacheError,
-    BuildTimeout,
-    CircularBuildError,
     DontStore,
-    StorageError,
     storage_error,
 )
 from ._failure import again
-from ._flight import LOOK, Absent, Flights, Outcome
+from ._flight import LOOK, Flights, Outcome
 from ._keys import describe, function_of
 from ._log import logger
 from ._patience import Patience
@@ -138,14 +135,9 @@ class Protocol:
 
     def fetch(self, entry: Entry, default: Any) -> Any:
         """Return what another machine has made, if the bucket has it."""
-        entry.only_look = True
-        try:
-            return self._get(entry, self.door.time())
-        except (Absent, BuildTimeout, CircularBuildError):
-            return default
-        except StorageError as error:
-            logger().warning("%s can't be kept as it comes down: %s", entry.what(), error)
-            return default
+        from ._bring import bring
+
+        return bring(self, entry, self.door.time(), default)
 
     def get_unstored(self, entry: Entry, error: OSError) -> Any:
         """Build an entry that `error` keeps from being read, or raise, as the caller chose."""
@@ -258,8 +250,7 @@ class Protocol:
             outer = None
 
             def run() -> Any:
-                if not entry.only_look:
-                    self.watch.tell("build_started", entry.key)
+                self.watch.tell("build_started", entry.key)
                 return entry.build(claim.scratch)
 
             try:
@@ -371,6 +362,10 @@ class Protocol:
         self.watch.tell("error", entry.key, error=error)
         if entry.options.on_store_error != "bypass":
             return Outcome(error=storage_error(entry.what(), entry.path, error))
+        if self.remote is not None:
+            found = self.fetch(entry, MISS)
+            if found is not MISS:
+                return Outcome(found, stored=False)
         logger().warning("%s is built without storing it: %s", entry.what(), error)
         build = Build(self.door, claim_path(entry.path), None)
         outer = None

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 
 from xxhash import xxh3_128
 
+from ._bring import Errands
 from ._bucket import Bucket, StoreDown
 from ._bucket_claim import RemoteClaim
 from ._errors import DontStore, EntryNameError
@@ -96,6 +97,7 @@ class Remote:
         self.behind = behind
         self.machine = ""
         self.outage = Outage(door)
+        self.errands = Errands()
         self.turns = Turns(self)
         self.uploads = Uploads(self)
         self.removals = Removals(self)
@@ -139,13 +141,13 @@ class Remote:
         while True:
             found: Found | RemoteClaim | None = self.look(entry, started)
             if found is None:
-                if self.read_only or entry.only_look:
+                if self.read_only:
                     return None
                 found = self.turns.take(entry, claim, started, patience)
             if isinstance(found, RemoteClaim):
                 return found
             try:
-                return Fetched(self._fetch(entry, claim, build, found))
+                return Fetched(self.fetch(entry, claim.scratch, build, found))
             except Gone:  # replaced or removed while it came down; if not, it is of no use
                 entry.unusable = found.etag
             except Damaged as why:
@@ -188,7 +190,7 @@ class Remote:
             return False
         return entry.fits(found.header, found.meta)
 
-    def _fetch(self, entry: Entry, claim: Claim, build: Build, found: Found) -> Any:
+    def fetch(self, entry: Entry, scratch: str, build: Build, found: Found) -> Any:
         """Bring an entry down into the scratch, verified; what is damaged counts as missing."""
         checksum = xxh3_128()
         build.fetched = True
@@ -206,14 +208,14 @@ class Remote:
 
         coming = pieces()
         try:
-            made = entry.receive(claim.scratch, found.head, coming)
+            made = entry.receive(scratch, found.head, coming)
             for _ in coming:  # an archive may end before its last piece does
                 pass
             if checksum.hexdigest() != found.total:
                 raise Damaged("the checksum of its content is wrong")
         except BaseException:
             build.fetched = False
-            entry.forget_received(claim.scratch)
+            entry.forget_received(scratch)
             raise
         build.ended = found.header.created
         build.took = found.header.took
@@ -293,6 +295,16 @@ class Remote:
         try:
             return answer is not None and Found(*answer, digest).header.created == created
         except Damaged:
+            return False
+
+    def has(self, entry: Entry) -> bool:
+        """Tell whether the bucket has an entry that is good enough, of whatever name."""
+        if not self.outage.usable():
+            return False
+        try:
+            return self.look(entry, self.door.time()) is not None
+        except StoreDown as error:
+            self.outage.note(error)
             return False
 
     def prune(self, max_bytes: int | None, max_age: float | None) -> Pruned:

@@ -28,6 +28,7 @@ from atomcache import (
     DontStore,
     OptionError,
     StorageError,
+    _claim,
     _removals,
     current_build,
 )
@@ -231,6 +232,92 @@ def test_get_and_in_find_what_another_machine_has(site):
     assert site.b.get_path("key").read_text() == "x"
     assert site.b.get("other", 7) == 7
     assert "key" in site.machine("c")
+
+
+def both(cache):
+    """Return what steps that ask for a value and for a path find."""
+    return [
+        lambda: cache.get("key", codec="bytes"),
+        lambda: cache.get_path("key").read_bytes(),
+    ]
+
+
+def test_threads_that_look_at_once_all_find_what_another_machine_has(site):
+    content = LARGE * 20
+    site.a.get_or_create("key", lambda: content, codec="bytes")
+    site.a.get_or_create_path("key", lambda target: target.write_bytes(content), name="made")
+    for step, asked in zip(both(site.b), (2, 3), strict=True):
+        barrier, got, before = threading.Barrier(20), [], requests(site.b)
+
+        def ask(step=step, barrier=barrier, got=got):
+            barrier.wait(PATIENCE)
+            got.append(step() == content)
+
+        run_all([ask] * 20)
+        assert got == [True] * 20
+        assert requests(site.b) <= before + asked + 19  # each path's name is asked for
+    assert "key" in site.b
+
+
+def test_what_another_machine_has_is_found_though_it_is_claimed_here(site):
+    """A thread or a process of this machine builds it, and the bucket has it meanwhile."""
+    build = Elsewhere(site.b, make=lambda: b"mine", codec="bytes")
+    store_value(site, "key", b"there")
+    claim = _claim.take(site.b._door, site.b._layout, place_of(site.b, "key", PATH), 20)
+    site.a.get_or_create_path("key", lambda target: target.write_bytes(b"there"), name="made")
+    assert [step() for step in both(site.b)] == [b"there"] * 2
+    claim.release()
+    assert build.end() in (b"there", b"mine")
+
+
+def place_of(cache, key, kind):
+    return cache._layout.entry(digest(kind, key))
+
+
+def store_value(site, key, value):
+    """Put a value into the bucket as a machine would that can't see the others' claims."""
+    site.machine("unseen").set(key, value, codec="bytes")
+
+
+def test_what_is_removed_while_it_comes_down_beside_a_claim_does_not_stay(site, monkeypatch):
+    site.a.get_or_create("key", lambda: LARGE, codec="bytes")
+    claim = _claim.take(site.b._door, site.b._layout, place_of(site.b, "key", VALUE), 20)
+    bucket = site.b._protocol.remote.bucket
+    stream = bucket.stream
+
+    def removed(name):
+        monkeypatch.undo()
+        pieces = list(stream(name))
+        site.b.remove("key")
+        return iter(pieces)
+
+    monkeypatch.setattr(bucket, "stream", removed)
+    assert site.b.get("key", codec="bytes") is None
+    claim.release()
+    assert site.b.get("key", codec="bytes") is None
+    assert list(site.b.entries()) == []
+
+
+def test_nothing_comes_down_to_tell_whether_it_is_there(site, monkeypatch):
+    site.a.get_or_create("value", lambda: LARGE)
+    site.a.get_or_create_path("path", lambda target: target.write_bytes(LARGE), name="made")
+    monkeypatch.setattr(site.b._protocol.remote.bucket, "stream", never)
+    assert "value" in site.b
+    assert "path" in site.b
+    assert "other" not in site.b
+    assert list(site.b.entries()) == []
+
+
+def test_where_the_folder_cannot_be_written_the_bucket_is_asked_all_the_same(site, monkeypatch):
+    site.a.get_or_create("key", lambda: LARGE, codec="bytes")
+    site.a.get_or_create_path("key", lambda target: target.write_bytes(LARGE), name="made")
+    (site.folder / "b").write_text("no folder can be made here")
+    assert [step() for step in both(site.b)] == [LARGE] * 2
+    bypass = {"on_store_error": "bypass"}
+    assert site.b.get_or_create("key", never, codec="bytes", **bypass) == LARGE
+    made = site.b.get_or_create_path("key", never, name="made", **bypass)
+    assert made.read_bytes() == LARGE
+    assert site.b.get_or_create("other", lambda: 1, **bypass) == 1
 
 
 def test_what_is_set_reaches_other_machines(site):
