@@ -115,6 +115,7 @@ def _keep(protocol: Protocol, entry: Entry, found: Found) -> Any:
     try:
         if claim is not None:
             _sign(entry, claim)
+        remote.begin(entry)
         seen = entry.identity()
         entry.prepare(scratch)
         build = Build(door, claim_path(entry.path), claim)
@@ -125,6 +126,7 @@ def _keep(protocol: Protocol, entry: Entry, found: Found) -> Any:
         if claim is None and not remote.holds(entry.digest, found.header.created):
             protocol.remove(entry.path)  # nobody could revoke what had no claim
             return MISS
+        remote.published(protocol, entry)
     except Revoked:
         return MISS
     finally:

@@ -95,6 +95,11 @@ class Bucket:
         answer: tuple[bytes, str] | None = self._ask(get, FileNotFoundError)
         return answer
 
+    def written(self, name: str) -> float | None:
+        """Return when an object was written, by the store's clock; `None` if there is none."""
+        found = self._ask(lambda: self._obstore.head(self._store, name), FileNotFoundError)
+        return None if found is None else float(found["last_modified"].timestamp())
+
     def stream(self, name: str) -> Iterator[bytes] | None:
         """Yield an object's content in pieces; `None` if there is none."""
         found = self._ask(lambda: self._obstore.get(self._down, name), FileNotFoundError)

@@ -52,6 +52,9 @@ class Entry:
     unusable, replaces, replaced_blob
         For `Remote`: the version in the bucket that turned out to be damaged, the one that is to
         be replaced, and the object that holds that one's content.
+    shared, looked
+        For `Remote` too: when that was made which is here as in the bucket, and what was known of
+        looks for removals when it began to be got.
     """
 
     kind = ""
@@ -72,6 +75,8 @@ class Entry:
         self.unusable = ""
         self.replaces = ""
         self.replaced_blob = ""
+        self.shared: float | None = None
+        self.looked: tuple[int, int] | None = None
 
     def what(self) -> str:
         """Say which entry this is, for messages and records."""

@@ -328,6 +328,8 @@ class Protocol:
             if not build.fetched:
                 self.watch.duplicate(entry.key, entry.what(), entry.path, took)
             return self._look(entry, started)
+        if self.remote is not None:
+            self.remote.published(self, entry)
         self.watch.rebuilt(entry.path)
         self.watch.tell("fetched" if build.fetched else "build_finished", entry.key, seconds=took)
         self.stale.rebuilt(entry)

@@ -31,13 +31,14 @@ from ._bring import Errands
 from ._bucket import Bucket, StoreDown
 from ._bucket_claim import RemoteClaim
 from ._errors import DontStore, EntryNameError
+from ._following import Follower, name_machine
 from ._freshness import Want, fresh, holds
 from ._header import HAS_INPUTS, Damaged
 from ._log import logger
 from ._object import Found, object_name
 from ._outage import Outage
 from ._publish import remove
-from ._removals import Follower, Removals
+from ._removals import Removals
 from ._turn import Turns
 from ._upload import Uploads
 
@@ -95,19 +96,27 @@ class Remote:
         self.lease = lease
         self.read_only = read_only
         self.behind = behind
-        self.machine = ""
+        self.named: Callable[[], str] = lambda: ""
+        self._machine = ""
         self.outage = Outage(door)
         self.errands = Errands()
         self.turns = Turns(self)
         self.uploads = Uploads(self)
         self.removals = Removals(self)
-        self.followers: Follower | None = None
+        self.follower: Follower | None = None
+        self._follows = False
+
+    @property
+    def machine(self) -> str:
+        """What tells this machine from all others."""
+        self._machine = self._machine or self.named()
+        return self._machine
 
     def follow(self) -> None:
         """See from now on what other machines remove."""
-        follower, self.followers = self.followers, None
-        if follower is not None:
-            follower.start()
+        if not self._follows and self.follower is not None:
+            self._follows = True
+            self.follower.start()
 
     def make(
         self,
@@ -121,6 +130,7 @@ class Remote:
         """Return what `run` makes or what another machine made, under a local claim."""
         if not self.outage.usable():
             return run()
+        self.begin(entry)
         try:
             mine = self._fetch_or_claim(entry, claim, build, started, patience)
         except StoreDown as error:
@@ -219,7 +229,27 @@ class Remote:
             raise
         build.ended = found.header.created
         build.took = found.header.took
+        entry.shared = found.header.created
         return made
+
+    def begin(self, entry: Entry) -> None:
+        """Note when an entry begins to be got, for `published` to tell what came between."""
+        if self.follower is not None:
+            entry.looked = self.follower.state()
+
+    def published(self, protocol: Protocol, entry: Entry) -> None:
+        """Look again whether the bucket has what is now published here too.
+
+        Whoever drops what other machines have removed can't drop what was not there yet; so this
+        is only to be asked if this machine looked meanwhile.
+        """
+        if entry.shared is None or self.follower is None or self.follower.state() == entry.looked:
+            return
+        try:
+            if not self.holds(entry.digest, entry.shared):
+                protocol.remove(entry.path)
+        except StoreDown as error:
+            self.outage.note(error)
 
     # -- build, publish --------------------------------------------------------------
 
@@ -324,8 +354,7 @@ def open_remote(protocol: Protocol, given: dict[str, Any]) -> Remote:
         read_only=given["read_only"],
         behind=given["write"] == "async",
     )
-    remote.machine = xxh3_128(
-        f"{protocol.door.host()}\0{protocol.layout.directory}".encode("utf-8", "surrogateescape")
-    ).hexdigest()
-    remote.followers = Follower(remote, protocol)
+    layout = protocol.layout
+    remote.named = lambda: name_machine(layout)
+    remote.follower = Follower(remote, protocol)
     return remote

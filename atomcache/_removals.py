@@ -1,30 +1,20 @@
-"""Removing from a bucket, and dropping local copies of what other machines have removed.
+"""Removing from a bucket, and telling the other machines of it.
 
-What it is for: a hit asks no bucket, so a copy would outlive its removal elsewhere.  Removals are
-written down in the bucket, in the order of time, and one process of each machine looks there
-every half a minute, for as long as some process uses the cache; a file in the cache folder
-tells what it has seen.
+What it is for: an entry is deleted there, the claim of a build that is under way is revoked, and a
+note is left for the other machines to drop their copies (`_following`).  Notes are named by the
+store's time, so that nobody has to compare the clocks of two machines.
 
-Who calls it: `Cache`, to remove; `Remote.follow`, which looks in a thread of its own.  What may go
-wrong: `StorageError` for a removal that the others can't be told of; for those of others, a bucket
-or a folder that can't be used is tried again next time.
+Who calls it: `Cache`, to remove; `Uploads`, for what was replaced.  What may go wrong:
+`StorageError` for a removal that the others can't be told of.
 """
 
 from __future__ import annotations
 
-import os
-import threading
-from contextlib import suppress
 from typing import TYPE_CHECKING
-from weakref import ref
 
 from ._bucket import StoreDown
-from ._door import CREATE, READ
-from ._entry import function_tag
-from ._freshness import CLOCK_SLACK
 from ._header import Damaged
 from ._layout import CLAIM
-from ._listing import _read_head, scan
 from ._log import logger
 from ._object import (
     FOLDER,
@@ -40,19 +30,15 @@ from ._object import (
 if TYPE_CHECKING:
     from typing import Any
 
-    from ._protocol import Protocol
     from ._remote import Remote
-
-PERIOD = 30.0
-"""Seconds between two looks of a machine; so long may a removed entry be seen elsewhere."""
-
-_BACK = 600.0
-"""Seconds before its last look, or its first use, from which on a machine wants to know of
-removals: names go by the clocks of those who remove, and these differ."""
-
 
 _AT_ONCE = 1000
 """Objects that one request of a store removes."""
+
+_OFF = 60.0
+"""Seconds by which a clock may differ from the store's before that is seen to."""
+
+_MOST_UNTOLD = 10_000
 
 
 class Removals:
@@ -67,6 +53,8 @@ class Removals:
     def __init__(self, remote: Remote) -> None:
         self._remote = remote
         self._bucket = remote.bucket
+        self._ahead: float | None = None
+        self._untold: list[dict[str, Any]] = []
 
     def remove(self, digest: bytes) -> None:
         """Remove an entry from the bucket, and from the other machines' folders by and by."""
@@ -106,15 +94,17 @@ class Removals:
 
         self._remote.outage.insist(clear)
 
-    def since(self, when: float, known: set[str]) -> tuple[list[dict[str, Any]], set[str]]:
-        """Return what was removed since a time but for what is known, and what is known now."""
+    def since(
+        self, when: float, known: set[str]
+    ) -> tuple[list[tuple[str, dict[str, Any]]], set[str]]:
+        """Return what was removed since a time but for what is known, and the names of all."""
         told, names = [], set()
         for each in self._bucket.list(REMOVED, f"{REMOVED}{int(when * 1000):015d}"):
             names.add(each.name)
             answer = None if each.name in known else self._bucket.get(each.name)
             record = {} if answer is None else read_record(answer[0])
             if record and record.get("by") != self._remote.machine:
-                told.append(record)
+                told.append((each.name, record))
         return told, names
 
     def _remove(self, digest: bytes, *, log: bool) -> None:
@@ -137,9 +127,36 @@ class Removals:
 
     def tell(self, what: dict[str, Any]) -> None:
         """Write down for the other machines what is to be dropped."""
-        now = self._remote.door.time()
+        name = self._note(what)
+        if self._ahead is not None:
+            return
+        written = self._bucket.written(name)
+        ahead = 0.0 if written is None else self._remote.door.time() - written
+        self._ahead = ahead if abs(ahead) > _OFF else 0.0
+        if self._ahead:
+            self._note(what)
+            self._bucket.delete(name)
+
+    def _note(self, what: dict[str, Any]) -> str:
+        now = self._remote.door.time() - (self._ahead or 0.0)
         name = f"{REMOVED}{int(now * 1000):015d}-{self._remote.door.urandom(6).hex()}"
         self._bucket.put(name, write_record({**what, "at": now, "by": self._remote.machine}))
+        return name
+
+    def tell_surely(self, what: dict[str, Any]) -> None:
+        """Do as `tell`, later if it can't be done now: it is about what is published already."""
+        try:
+            self.tell(what)
+        except StoreDown:
+            if len(self._untold) < _MOST_UNTOLD:
+                self._untold.append(what)
+            raise
+
+    def tell_rest(self) -> None:
+        """Tell what could not be told when it happened."""
+        while self._untold:
+            what = self._untold.pop()
+            self.tell_surely(what)
 
 
 def parts_of(answer: tuple[bytes, str], digest: bytes) -> tuple[str, list[str]]:
@@ -152,101 +169,7 @@ def parts_of(answer: tuple[bytes, str], digest: bytes) -> tuple[str, list[str]]:
     return found.blob, found.meta["tags"]
 
 
-class Follower:
-    """Looks for removals by other machines, until nobody uses the cache any more."""
-
-    def __init__(self, remote: Remote, protocol: Protocol) -> None:
-        self._remote = remote
-        self._protocol = ref(protocol)
-        self._door = protocol.door
-        self._layout = protocol.layout
-        self._path = os.path.join(protocol.layout.upkeep, "removed")
-
-    def start(self) -> None:
-        """Look from now on, in a thread that keeps no process from ending."""
-        threading.Thread(target=self._run, name="atomcache", daemon=True).start()
-
-    def _run(self) -> None:
-        pause = threading.Event()
-        while True:
-            protocol = self._protocol()
-            if protocol is None:
-                return
-            if self._remote.outage.usable():
-                try:
-                    self.look(protocol)
-                except StoreDown as error:
-                    self._remote.outage.note(error)
-                except OSError as error:
-                    logger().info("removals by other machines are not seen: %s", error)
-            del protocol
-            pause.wait(PERIOD)
-
-    def look(self, protocol: Protocol) -> None:
-        """Look once, unless another process did lately."""
-        seen = self._read()
-        if seen is None:
-            return
-        when, known = seen
-        now = self._door.time()
-        told, names = self._remote.removals.since(when - _BACK, known)
-        for removal in told:
-            self._apply(protocol, removal)
-        self._write("\n".join([repr(now), *sorted(names)]))
-
-    def _apply(self, protocol: Protocol, removal: dict[str, Any]) -> None:
-        at = removal.get("at")
-        if not isinstance(at, int | float):
-            return
-        before = at + CLOCK_SLACK
-        if "digest" in removal:
-            self._remove(protocol, str(removal["digest"]), before)
-            return
-        tag, everything = removal.get("tag"), removal.get("all") is True
-        for entry in scan(self._layout):
-            tags = (*entry.tags, function_tag(entry.function))
-            if entry.created <= before and (everything or tag in tags):
-                self._remove(protocol, entry.id, before)
-
-    def _remove(self, protocol: Protocol, name: str, before: float) -> None:
-        """Remove a copy from before, unless it is one of what came instead."""
-        digest = digest_of(name)
-        if digest is None:
-            return
-        path = self._layout.entry(digest)
-        try:
-            created = _read_head(self._door, path)[0].created
-        except (FileNotFoundError, NotADirectoryError, ValueError, Damaged):
-            return  # no copy here
-        if created <= before and not self._remote.holds(digest, created):
-            protocol.remove(path)
-
-    def _read(self) -> tuple[float, set[str]] | None:
-        """Return when this machine looked last and what it saw; `None` if another looks now."""
-        try:
-            fd = self._door.open(self._path, READ)
-        except FileNotFoundError:
-            return self._door.time(), set()
-        try:
-            found = self._door.fstat(fd)
-            if 0 <= self._door.time() - found.st_mtime < PERIOD / 2:
-                return None
-            told = self._door.read(fd, found.st_size).decode("ascii", "replace").split("\n")
-        finally:
-            self._door.close(fd)
-        self._door.utime(self._path, (self._door.time(), self._door.time()))
-        try:
-            return float(told[0]), set(told[1:])
-        except ValueError:
-            return self._door.time(), set()
-
-    def _write(self, marker: str) -> None:
-        scratch = f"{self._path}.{self._door.urandom(6).hex()}"
-        with suppress(FileExistsError):
-            self._door.mkdir(self._layout.upkeep, self._layout.folder_mode)
-        fd = self._door.open(scratch, CREATE, self._layout.file_mode)
-        try:
-            self._door.write(fd, marker.encode())
-        finally:
-            self._door.close(fd)
-        self._door.replace(scratch, self._path)
+def time_of(name: str) -> float:
+    """Return the time that a note's name tells."""
+    told = name[len(REMOVED) :].partition("-")[0]
+    return int(told) / 1000 if told.isascii() and told.isdecimal() and len(told) == 15 else 0.0

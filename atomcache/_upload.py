@@ -91,10 +91,11 @@ class Uploads:
         if not mine.confirm():  # removed, or taken over, in the very moment of publishing
             self._bucket.delete(name, *([blob] if blob else []))
             return False
+        entry.shared = build.ended
         if entry.replaced_blob:
             self._bucket.delete(entry.replaced_blob)
         if entry.anew:  # for others to drop the old one
-            self._remote.removals.tell({"digest": entry.digest.hex()})
+            self._remote.removals.tell_surely({"digest": entry.digest.hex()})
         return True
 
     def _is_there(self, name: str, data: bytes) -> bool:
@@ -147,6 +148,6 @@ class Uploads:
             blob = "" if old is None else parts_of(old, entry.digest)[0]
             if blob:
                 self._bucket.delete(blob)
-            self._remote.removals.tell({"digest": entry.digest.hex()})
+            self._remote.removals.tell_surely({"digest": entry.digest.hex()})
         except StoreDown as error:
             self._remote.outage.note(error)

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from atomcache import Cache, _removals
+from atomcache import Cache, _following
 from atomcache._keys import digest
 from atomcache._object import object_name
 
@@ -19,8 +19,8 @@ pytest.importorskip("obstore")
 
 
 @pytest.fixture(autouse=True)
-def nobody_looks_at_removals(monkeypatch):
-    monkeypatch.setattr(_removals.Follower, "start", lambda follower: None)
+def nobody_looks_at_following(monkeypatch):
+    monkeypatch.setattr(_following.Follower, "start", lambda follower: None)
 
 
 @pytest.fixture

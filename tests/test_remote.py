@@ -29,9 +29,10 @@ from atomcache import (
     OptionError,
     StorageError,
     _claim,
-    _removals,
+    _following,
     current_build,
 )
+from atomcache._bucket import StoreDown
 from atomcache._door import Door
 from atomcache._keys import digest
 from atomcache._object import INLINE, object_name, read_record, tag_name, write_record
@@ -90,14 +91,15 @@ def site(tmp_path):
 @pytest.fixture(autouse=True)
 def a_look_at_removals_takes_long(monkeypatch):
     """Let tests look for themselves, so that nothing depends on when a thread does."""
-    monkeypatch.setattr(_removals.Follower, "start", lambda follower: None)
+    monkeypatch.setattr(_following.Follower, "start", lambda follower: None)
 
 
 def look(cache):
     """Have a machine see what others have removed."""
-    follower = _removals.Follower(cache._protocol.remote, cache._protocol)
-    if os.path.exists(follower._path):
-        os.utime(follower._path, (0, 0))
+    follower = _following.Follower(cache._protocol.remote, cache._protocol)
+    for path in (follower._path, follower._begun):
+        if os.path.exists(path):
+            os.utime(path, (1, 1))
     follower.look(cache._protocol)
 
 
@@ -795,7 +797,7 @@ def test_all_is_removed_everywhere(site):
 def test_a_machine_looks_once_for_all_its_processes_and_again_only_later(site):
     site.a.remove("key")
     cache = site.b
-    follower = _removals.Follower(cache._protocol.remote, cache._protocol)
+    follower = _following.Follower(cache._protocol.remote, cache._protocol)
     cache.get_or_create("other", lambda: 1)
     before = requests(cache)
     follower.look(cache._protocol)
@@ -821,11 +823,148 @@ def test_a_machine_that_was_off_for_long_sees_what_was_removed(site, monkeypatch
 
 def test_the_thread_that_looks_removes_copies(site, monkeypatch):
     monkeypatch.undo()
-    monkeypatch.setattr(_removals, "PERIOD", 0.01)
+    monkeypatch.setattr(_following, "PERIOD", 0.01)
     site.b.get_or_create("key", lambda: 1)
     site.a.remove("key")
     until(lambda: site.b.get("key") is None, "it is removed")
     del site.a, site.b
+
+
+def test_a_look_that_a_process_did_not_finish_is_done_by_the_next(site, monkeypatch):
+    site.b.get_or_create("key", lambda: 1)
+    look(site.b)
+    site.a.remove("key")
+    bucket = site.b._protocol.remote.bucket
+    monkeypatch.setattr(bucket, "list", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        look(site.b)
+    monkeypatch.setattr(bucket, "list", type(bucket).list.__get__(bucket))
+    again = _following.Follower(site.b._protocol.remote, site.b._protocol)
+    os.utime(again._begun, (1, 1))  # some seconds later
+    again.look(site.b._protocol)
+    assert site.b.get("key") is None
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def test_a_process_that_ends_finishes_its_first_look(crew, shared):
+    shared.cache("b").get_or_create("key", lambda: 1)
+    shared.cache("a").remove("key")
+    assert crew.start(hit_and_end, shared, "b").result() == 1
+    crew.members[0].process.join(PATIENCE)
+    assert shared.cache("b").get("key") is None
+
+
+def hit_and_end(line, shared, machine):
+    """Have the look take longer than what the process has to do."""
+    cache = shared.cache(machine)
+    bucket = cache._protocol.remote.bucket
+    listing, ending = bucket.list, threading.Event()
+    threading.Thread(target=lambda: (threading.main_thread().join(), ending.set())).start()
+    bucket.list = lambda *given: ending.wait(PATIENCE) and listing(*given)
+    return cache.get("key")
+
+
+def test_a_machine_that_never_looked_sees_removals_since_its_oldest_entry(site):
+    an_hour_ago = Later(-1 / 24)
+    site.b._open(an_hour_ago)
+    site.b.get_or_create("key", lambda: 1)
+    site.a._open(an_hour_ago)
+    site.a.remove("key")
+    site.b._open(Door())
+    look(site.b)
+    assert site.b.get("key") is None
+
+
+@pytest.mark.parametrize("off", [-660, -60, 60, 660], ids=str)
+@pytest.mark.parametrize("who", ["remover", "builder"])
+def test_a_removal_is_seen_whatever_the_clocks_show(site, off, who):
+    (site.a if who == "remover" else site.b)._open(Later(off / 86_400))
+    site.b.get_or_create("key", lambda: 1)
+    look(site.b)
+    site.a.remove("key")
+    look(site.b)
+    assert site.b.get("key") is None
+    assert len([name for name in site.names() if name.startswith("v1/removed/")]) == 2  # by kind
+
+
+def test_what_is_removed_while_it_comes_down_is_dropped_though_others_looked(site, monkeypatch):
+    site.a.get_or_create("key", lambda: LARGE)
+    bucket = site.b._protocol.remote.bucket
+    stream = bucket.stream
+
+    def removed(name):
+        monkeypatch.undo()
+        pieces = list(stream(name))
+        site.a.remove("key")
+        look(site.b)
+        return iter(pieces)
+
+    monkeypatch.setattr(bucket, "stream", removed)
+    assert site.b.get_or_create("key", never) == LARGE
+    assert site.b.get("key") is None
+    assert list(site.b.entries()) == []
+
+
+def test_what_is_removed_between_both_publications_is_dropped(site, monkeypatch):
+    door = type(site.a._door)
+
+    def sync(*_):
+        monkeypatch.undo()
+        site.b.remove("key")
+        look(site.a)
+
+    monkeypatch.setattr(door, "sync_tree", sync)
+    site.a.get_or_create_path("key", lambda target: target.write_text("x"), name="made")
+    assert site.a.get_path("key") is None
+    assert site.b.get_path("key") is None
+
+
+def test_what_is_held_is_dropped_when_the_hold_ends(site):
+    def write(text):
+        return lambda target: target.write_text(text)
+
+    site.a.get_or_create_path("key", write("1"), name="made")
+    with site.b.hold("key", never, name="made") as path:
+        site.a.refresh_path("key", write("2"), name="made")
+        look(site.b)
+        look(site.b)
+        assert path.read_text() == "1"
+    look(site.b)
+    assert site.b.get_path("key").read_text() == "2"
+
+
+def test_a_note_that_could_not_be_written_is_written_later(site, monkeypatch):
+    site.a.get_or_create("key", lambda: 1)
+    site.b.get_or_create("key", never)
+    remote = site.a._protocol.remote
+    note = remote.removals._note
+    for change in (lambda: site.a.refresh("key", lambda: 2), lambda: site.a.set("key", 3)):
+        with monkeypatch.context() as patch:
+            patch.setattr(remote.removals, "_note", failing)
+            change()
+        remote.outage.over_at = 0
+        remote.removals.tell_rest()
+        look(site.b)
+        assert site.b.get("key") == site.a.get("key")
+    assert remote.removals._note == note
+
+
+def failing(*_):
+    raise StoreDown("a hiccup")
+
+
+def test_machines_of_one_host_and_path_are_told_apart(site, tmp_path):
+    """Containers may be alike; each has its own folder under the same name."""
+    names = []
+    for _ in range(2):
+        cache = site.machine("c")
+        assert cache._protocol.remote.machine == site.machine("c")._protocol.remote.machine
+        names.append(cache._protocol.remote.machine)
+        os.rename(site.folder / "c", tmp_path / f"was{len(names)}")
+    assert names[0] != names[1]
 
 
 @pytest.mark.parametrize("how", ["remove", "tagged", "clear"])
@@ -1248,8 +1387,6 @@ def test_whenever_the_store_fails_while_something_comes_down_it_is_built(
 
 
 def test_a_stream_that_breaks_off_is_built_instead(site, monkeypatch):
-    from atomcache._bucket import StoreDown
-
     for kind in ("value", "path"):
         asker(kind, LARGE)(site.a)
 
