@@ -126,7 +126,7 @@ class _Check:
         self.kinds[member.name] = kind
 
     def _check_link(self, member: tarfile.TarInfo) -> None:
-        parts = member.linkname.split("/")
+        parts = member.linkname.rstrip("/").split("/")
         climbs = 0
         while climbs < len(parts) and parts[climbs] == "..":
             climbs += 1

@@ -12,6 +12,9 @@ store was opened with; `OptionError` for an address that is none.
 from __future__ import annotations
 
 import os
+import threading
+import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import _forks
@@ -79,10 +82,27 @@ class Bucket:
         self._taken = (AlreadyExistsError, PreconditionError)
         self._errors = (BaseError, OSError, ValueError, NotImplementedError)
         self.requests = 0
+        self._timeout = timeout
+        self._budget = threading.local()
         given = dict(options or {})
         self._store = open_store(store, timeout, timeout, given)
         self._down = open_store(store, timeout, _LONGEST, given)
         self._up = open_store(store, timeout * _AT_ONCE, _LONGEST, given)
+
+    @contextmanager
+    def budget(self) -> Iterator[None]:
+        """Bound how long the small requests of the calling thread may take in all."""
+        before = getattr(self._budget, "left", None)
+        self._budget.left = self._timeout
+        try:
+            yield
+        finally:
+            self._budget.left = before
+
+    def renew_budget(self) -> None:
+        """Forget what the requests of the calling thread took."""
+        if getattr(self._budget, "left", None) is not None:
+            self._budget.left = self._timeout
 
     def get(self, name: str) -> tuple[bytes, str] | None:
         """Return an object's content and what names its version; `None` if there is none."""
@@ -130,7 +150,8 @@ class Bucket:
             put = self._ask(
                 lambda: self._obstore.put(
                     self._up, name, pieces(), chunk_size=PIECE, max_concurrency=_AT_ONCE
-                )
+                ),
+                small=False,
             )
         except StoreDown:
             if failed:  # it is not the store's fault
@@ -172,16 +193,23 @@ class Bucket:
         except self._errors as error:
             raise StoreDown(first_line(error)) from error
 
-    def _ask(self, step: Any, *nothing: type[Exception]) -> Any:
+    def _ask(self, step: Any, *nothing: type[Exception], small: bool = True) -> Any:
         """Do one request; `None` for errors that only say that there is nothing to be done."""
         self.check_process()
+        left = getattr(self._budget, "left", None)
+        if left is not None and left <= 0 and small:
+            raise StoreDown("it answers so slowly that its time limit is spent")
         self.requests += 1
+        began = time.monotonic()
         try:
             return step()
         except nothing:
             return None
         except self._errors as error:
             raise StoreDown(first_line(error)) from error
+        finally:
+            if left is not None and small:
+                self._budget.left = left - (time.monotonic() - began)
 
     def check_process(self) -> None:
         """Refuse a forked child: the store's threads did not come along, and it would hang."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ._header import Damaged
 from ._layout import CLAIM
-from ._object import FOLDER, REMOVED, Found, tags_folder
+from ._object import FOLDER, GONE, REMOVED, Found, tags_folder
 from ._upkeep import Pruned
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def prune(remote: Remote, max_bytes: int | None, max_age: float | None) -> Prune
                 bucket.delete(each.name)
         elif each.name.startswith(tags_folder()):
             labels.append(each)
-        elif each.name.endswith(CLAIM):
+        elif each.name.endswith(CLAIM) or each.size == len(GONE):  # of which no entry is so small
             if old:
                 bucket.delete(each.name)
         else:

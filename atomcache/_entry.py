@@ -52,9 +52,10 @@ class Entry:
     unusable, replaces, replaced_blob
         For `Remote`: the version in the bucket that turned out to be damaged, the one that is to
         be replaced, and the object that holds that one's content.
-    shared, looked
-        For `Remote` too: when that was made which is here as in the bucket, and what was known of
-        looks for removals when it began to be got.
+    shared, looked, stands
+        For `Remote` too: when that was made which is here as in the bucket, what was known of
+        looks for removals when it began to be got, and what tells what we published from what
+        comes after it.
     """
 
     kind = ""
@@ -77,6 +78,7 @@ class Entry:
         self.replaced_blob = ""
         self.shared: float | None = None
         self.looked: tuple[int, int] | None = None
+        self.stands: Identity | None = None
 
     def what(self) -> str:
         """Say which entry this is, for messages and records."""
@@ -108,6 +110,12 @@ class Entry:
     def look_for_old(self, tolerate: float) -> Any:
         """Return what ended up to `tolerate` seconds ago, or `MISS`."""
         return self.find(Want(tolerate=tolerate, quiet=True))
+
+    def set_aside(self, scratch: str) -> None:
+        """Keep what was built beside what is about to come down instead."""
+
+    def take_back(self, scratch: str) -> None:
+        """Have what was built again, because nothing came down."""
 
     def tags_of(self, build: Build | None) -> set[str]:
         """Return the labels of what is built."""

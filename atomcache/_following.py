@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from weakref import ref
 
 from ._bucket import StoreDown
+from ._claim import claim_path, revoke
 from ._door import CREATE, READ
 from ._entry import function_tag
 from ._header import Damaged
@@ -27,6 +28,7 @@ from ._hold import Hold
 from ._listing import _read_head, scan
 from ._log import logger
 from ._object import digest_of
+from ._publish import remove
 from ._removals import time_of
 
 if TYPE_CHECKING:
@@ -71,7 +73,7 @@ class Follower:
         """Look from now on, in a thread; the process ends when the first look has."""
         try:
             self._door.start_thread(self._run, daemon=True)
-            if self._age(self._path) >= PERIOD:
+            if self._age(self._path) >= PERIOD / 2:
                 self._door.start_thread(self._finish)
         except RuntimeError as error:  # no more threads to be had
             logger().info("removals by other machines are not seen: %s", error)
@@ -164,14 +166,9 @@ class Follower:
             return True  # no copy here
         if created > before or self._remote.holds(digest, created):
             return True
-        hold = Hold(self._layout, path)
-        if not hold.claim():
-            return False
-        try:
-            protocol.remove(path)
-        finally:
-            hold.end()
-        return True
+        protocol.flights.detach(path)
+        protocol.stale.forget(path)
+        return drop(self._layout, path)
 
     def _read(self) -> tuple[float, set[str], bool]:
         """Return from when on to look, what was seen before, and whether it is the first look."""
@@ -203,6 +200,19 @@ class Follower:
         finally:
             self._door.close(fd)
         self._door.replace(scratch, path)
+
+
+def drop(layout: Layout, path: str) -> bool:
+    """Remove an entry of this machine, with what builds it; `False` if somebody holds it."""
+    hold = Hold(layout, path)
+    if not hold.claim():
+        return False
+    try:
+        revoke(layout.door, claim_path(path))
+        remove(layout.door, path, layout.new_scratch(path))
+    finally:
+        hold.end()
+    return True
 
 
 def name_machine(layout: Layout) -> str:

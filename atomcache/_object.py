@@ -31,6 +31,10 @@ REMOVED = f"{FOLDER}/removed/"
 INLINE = 262_144
 """Bytes of content up to which an entry is one object: one request less per hit."""
 
+GONE = b"atomcache: removed\n"
+"""What stands for an entry that was removed while it was published: stores don't delete under a
+condition, but they do put under one."""
+
 _DIGEST = 20
 
 _LATEST = 1e11

@@ -206,10 +206,22 @@ class PathEntry(Entry):
         return self._head, pack(target), self.size
 
     def content(self) -> Iterator[bytes]:
-        """Yield what was built, as an archive of what is published."""
-        from ._archive import pack
+        """Yield what was built, as an archive of what is published.
 
-        return pack(os.path.join(self.path, self.name))
+        Another process may replace it meanwhile; then part of this is of the other one.
+        """
+        from ._archive import Unfit, pack
+
+        try:
+            yield from pack(os.path.join(self.path, self.name))
+        except Unfit:
+            self._check_ours()
+            raise
+        self._check_ours()
+
+    def _check_ours(self) -> None:
+        if identify(self.door, self.path) != self.stands:
+            raise Revoked
 
     def receive(self, scratch: str, head: bytes, pieces: Iterator[bytes]) -> str:
         """Unpack what comes down into the scratch and return its path."""
@@ -221,6 +233,17 @@ class PathEntry(Entry):
             raise Damaged(str(why)) from why
         self._head = head
         return os.path.join(scratch, self.name)
+
+    def set_aside(self, scratch: str) -> None:
+        """Keep what was built beside what is about to come down instead."""
+        self.door.rename(os.path.join(scratch, self.name), self._aside(scratch))
+
+    def take_back(self, scratch: str) -> None:
+        """Have what was built again, because nothing came down."""
+        self.door.rename(self._aside(scratch), os.path.join(scratch, self.name))
+
+    def _aside(self, scratch: str) -> str:
+        return os.path.join(scratch, ".aside" if self.name != ".aside" else ".beside")
 
     def forget_received(self, scratch: str) -> None:
         """Remove what came down, if anything did."""

@@ -31,16 +31,16 @@ from ._bring import Errands
 from ._bucket import Bucket, StoreDown
 from ._bucket_claim import RemoteClaim
 from ._errors import DontStore, EntryNameError
-from ._following import Follower, name_machine
+from ._following import Follower, drop, name_machine
 from ._freshness import Want, fresh, holds
 from ._header import HAS_INPUTS, Damaged
 from ._log import logger
-from ._object import Found, object_name
+from ._object import GONE, Found, object_name
 from ._outage import Outage
-from ._publish import remove
+from ._publish import identify
 from ._removals import Removals
 from ._turn import Turns
-from ._upload import Uploads
+from ._upload import BEATEN, REVOKED, Uploads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from ._patience import Patience
     from ._protocol import Entry, Protocol
     from ._upkeep import Pruned
+    from ._watch import Watch
 
 
 class Gone(Exception):
@@ -100,6 +101,7 @@ class Remote:
         self._machine = ""
         self.outage = Outage(door)
         self.errands = Errands()
+        self.watch: Watch | None = None
         self.turns = Turns(self)
         self.uploads = Uploads(self)
         self.removals = Removals(self)
@@ -131,6 +133,18 @@ class Remote:
         if not self.outage.usable():
             return run()
         self.begin(entry)
+        with self.bucket.budget():
+            return self._make(entry, claim, build, started, patience, run)
+
+    def _make(
+        self,
+        entry: Entry,
+        claim: Claim,
+        build: Build,
+        started: float,
+        patience: Patience,
+        run: Callable[[], Any],
+    ) -> Any:
         try:
             mine = self._fetch_or_claim(entry, claim, build, started, patience)
         except StoreDown as error:
@@ -142,7 +156,7 @@ class Remote:
             return run()
         if not isinstance(mine, RemoteClaim):
             return mine.made
-        return self._build(entry, claim, build, mine, run)
+        return self._build(entry, claim, build, mine, started, run)
 
     def _fetch_or_claim(
         self, entry: Entry, claim: Claim, build: Build, started: float, patience: Patience
@@ -154,7 +168,7 @@ class Remote:
                 if self.read_only:
                     return None
                 found = self.turns.take(entry, claim, started, patience)
-            if isinstance(found, RemoteClaim):
+            if found is None or isinstance(found, RemoteClaim):
                 return found
             try:
                 return Fetched(self.fetch(entry, claim.scratch, build, found))
@@ -179,6 +193,8 @@ class Remote:
             entry.replaces, entry.replaced_blob = "", ""
             return None
         entry.replaces, entry.replaced_blob = answer[1], ""
+        if answer[0] == GONE:
+            return None
         try:
             found = Found(*answer, entry.digest)
         except Damaged as why:
@@ -238,11 +254,12 @@ class Remote:
             entry.looked = self.follower.state()
 
     def published(self, protocol: Protocol, entry: Entry) -> None:
-        """Look again whether the bucket has what is now published here too.
+        """Look again, if need be, whether the bucket has what is now published here too.
 
         Whoever drops what other machines have removed can't drop what was not there yet; so this
         is only to be asked if this machine looked meanwhile.
         """
+        entry.stands = identify(self.door, entry.path)
         if entry.shared is None or self.follower is None or self.follower.state() == entry.looked:
             return
         try:
@@ -259,6 +276,7 @@ class Remote:
         claim: Claim,
         build: Build,
         mine: RemoteClaim,
+        started: float,
         run: Callable[[], Any],
     ) -> Any:
         began = self.door.monotonic()
@@ -284,22 +302,51 @@ class Remote:
         except BaseException as error:  # such as a value that its codec can't store
             mine.end(failure=error if isinstance(error, Exception) else None)
             raise
-        if not self.behind:
-            self.uploads.publish(entry, build, mine, head, content)
+        if self.behind:
+            build.behind = lambda published: self._send_behind(
+                entry, build, mine, head, published=published
+            )
             return made
-
-        def publish(published: bool) -> None:
-            """Send what is published here already, when the local claim is gone."""
-            if not published:
-                mine.end()
-                return
-            build.lost_claim = False
-            self.uploads.publish(entry, build, mine, head, entry.content())
-            if build.lost_claim:  # so nobody else has it: a removal would not reach ours
-                remove(self.door, entry.path, entry.layout.new_scratch(entry.path))
-
-        build.behind = publish
+        fate = self.uploads.publish(entry, build, mine, head, content)
+        if fate == BEATEN:
+            return self._take_theirs(entry, claim, build, started, made)
+        build.lost_claim = fate == REVOKED
         return made
+
+    def _take_theirs(
+        self, entry: Entry, claim: Claim, build: Build, started: float, made: Any
+    ) -> Any:
+        """Return what another machine has published meanwhile; if it has not yet, what we made."""
+        took = build.took or 0.0
+        if self.watch is not None:
+            self.watch.duplicate(entry.key, entry.what(), entry.path, took)
+        try:
+            found = self.look(entry, started)
+            if found is not None:
+                entry.set_aside(claim.scratch)
+                try:
+                    return self.fetch(entry, claim.scratch, build, found)
+                except (Gone, Damaged, OSError) as why:
+                    logger().info("what was published meanwhile can't be had: %s", why)
+                    entry.take_back(claim.scratch)
+        except StoreDown as error:
+            self.outage.note(error)
+        build.lost_claim = True
+        return made
+
+    def _send_behind(
+        self, entry: Entry, build: Build, mine: RemoteClaim, head: bytes, *, published: bool
+    ) -> None:
+        """Send what is published here already, when the local claim is gone."""
+        if not published:
+            mine.end()
+            return
+        fate = self.uploads.publish(entry, build, mine, head, entry.content())
+        if fate == BEATEN and self.watch is not None:
+            self.watch.duplicate(entry.key, entry.what(), entry.path, build.took or 0.0)
+        if fate == REVOKED and identify(self.door, entry.path) == entry.stands:
+            # nobody else has it, so a later removal would not reach it
+            drop(entry.layout, entry.path)
 
     def name_of(self, digest: bytes) -> str | None:
         """Return under which name the bucket holds a path, if it does."""
@@ -309,7 +356,7 @@ class Remote:
             return None
         try:
             answer = self.bucket.get(object_name(digest))
-            if answer is None:
+            if answer is None or answer[0] == GONE:
                 return None
             found = Found(*answer, digest)
             return check_name(found.meta.get("name"))
@@ -354,6 +401,7 @@ def open_remote(protocol: Protocol, given: dict[str, Any]) -> Remote:
         read_only=given["read_only"],
         behind=given["write"] == "async",
     )
+    remote.watch = protocol.watch
     layout = protocol.layout
     remote.named = lambda: name_machine(layout)
     remote.follower = Follower(remote, protocol)

@@ -18,6 +18,7 @@ from ._layout import CLAIM
 from ._log import logger
 from ._object import (
     FOLDER,
+    GONE,
     REMOVED,
     Found,
     digest_of,
@@ -114,7 +115,10 @@ class Removals:
             claimed = self._bucket.get(name + CLAIM)
             if claimed is None:
                 break
-            record = {**read_record(claimed[0]), "state": "revoked"}
+            record = read_record(claimed[0])
+            if record.get("state") in ("over", "failed", "alone"):
+                break
+            record["state"] = "revoked"
             if self._bucket.put_if(name + CLAIM, write_record(record), claimed[1]):
                 break
         answer = self._bucket.get(name)
@@ -161,6 +165,8 @@ class Removals:
 
 def parts_of(answer: tuple[bytes, str], digest: bytes) -> tuple[str, list[str]]:
     """Return the object that holds an entry's content, if any, and its tags."""
+    if answer[0] == GONE:
+        return "", []
     try:
         found = Found(*answer, digest)
     except Damaged as why:

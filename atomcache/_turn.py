@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ._bucket import StoreDown
 from ._bucket_claim import RemoteClaim
 from ._failure import restore
 from ._layout import CLAIM
@@ -29,8 +30,12 @@ if TYPE_CHECKING:
 FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 5.0
 PAUSE_SHARE = 4
-"""A waiter pauses a quarter of the time waited so far, within these bounds (seconds): it is late
-by a quarter at most, and asks some twenty times in the first minute."""
+"""A waiter pauses a quarter of the time waited so far, within these bounds (seconds) and
+a quarter of the lease: it is late by a quarter at most, and asks some twenty times in the first
+minute."""
+
+_OVER = ("over", "failed", "revoked", "alone")
+"""States of a claim that nobody builds under; ``"alone"`` if what was built can't be shared."""
 
 _MOST_SEEN = 10_000
 
@@ -51,19 +56,24 @@ class Turns:
 
     def take(
         self, entry: Entry, claim: Claim, started: float, patience: Patience
-    ) -> RemoteClaim | Found:
-        """Return a claim of this machine, or what another machine has published."""
+    ) -> RemoteClaim | Found | None:
+        """Return a claim of this machine, or what another machine has published.
+
+        Nothing, where the one that was waited for made what can't be shared: then none has to
+        wait for another.
+        """
         name = object_name(entry.digest) + CLAIM
         began = self._door.monotonic()
         tokens: set[str] = set()  # of the attempts that we have waited for
-        gone, tries = True, 0
+        there = self._remote.bucket.get(name) if entry.replaces else None
+        tries = 0
         while True:
             mine = RemoteClaim(self._remote, name, entry, claim)
-            if gone and mine.take(None):
-                return self._look_again(entry, started, mine)
-            other = self._remote.bucket.get(name)
-            gone = other is None
-            if other is None:
+            if there is None:
+                if mine.take(None):
+                    return self._look_again(entry, started, mine)
+                there = mine.seen
+            if there is None:  # it has gone between two requests
                 found = self._remote.look(entry, started)
                 if found is not None:
                     return found
@@ -71,20 +81,40 @@ class Turns:
                 if tries > 1:  # many are at it, or the store contradicts itself
                     self._wait(entry, patience, self._door.monotonic() - began, {})
                 continue
-            data, etag = other
-            record = read_record(data)
-            over = record.get("state") in ("failed", "revoked")
-            if record.get("state") == "failed" and record.get("token") in tokens:
-                error = restore(str(record.get("failure", "")))
-                if error is not None and entry.options.on_error == "raise":
-                    raise error
-            may_be_silent = max(self._remote.lease, _seconds(record.get("lease")))
-            if over or self._silent(name, etag) >= may_be_silent:
-                if mine.take(etag):
+            record = read_record(there[0])
+            if record.get("state") in _OVER and record.get("token") in tokens:
+                if record["state"] == "alone":
+                    return None
+                self._raise_failure(entry, record)
+                found = self._remote.look(entry, started)
+                if found is not None:
+                    return found
+            if self._is_free(name, there[1], record):
+                if mine.take(there):
                     return self._look_again(entry, started, mine)
+                there = mine.seen
                 continue
             tokens.add(str(record.get("token")))
             self._wait(entry, patience, self._door.monotonic() - began, record)
+            there = self._remote.bucket.get(name)
+
+    def _raise_failure(self, entry: Entry, record: dict[str, Any]) -> None:
+        """Raise the failure of an attempt that was waited for, if it failed."""
+        if record["state"] == "failed" and entry.options.on_error == "raise":
+            error = restore(str(record.get("failure", "")))
+            if error is not None:
+                raise error
+
+    def _is_free(self, name: str, etag: str, record: dict[str, Any]) -> bool:
+        """Tell whether a claim may be taken over."""
+        if record.get("state") in _OVER:
+            return True
+        if record.get("machine") and record["machine"] == self._remote.machine:
+            return True  # its owner has lost the local claim, which is ours now
+        return self._silent(name, etag) >= self._may_be_silent(record)
+
+    def _may_be_silent(self, record: dict[str, Any]) -> float:
+        return max(self._remote.lease, _seconds(record.get("lease")))
 
     def _silent(self, name: str, etag: str) -> float:
         """Return for how many seconds a claim has not changed, by our own clock.
@@ -102,6 +132,9 @@ class Turns:
     def _look_again(self, entry: Entry, started: float, mine: RemoteClaim) -> RemoteClaim | Found:
         try:
             found = self._remote.look(entry, started)
+        except StoreDown:
+            mine.abandon()
+            raise
         except BaseException:
             mine.end()
             raise
@@ -117,9 +150,11 @@ class Turns:
         if left is not None and left <= 0:
             raise patience.ended(_owner(record))
         patience.begin()
-        pause = min(max(waited / PAUSE_SHARE, FIRST_PAUSE), LONGEST_PAUSE)
+        longest = min(LONGEST_PAUSE, self._may_be_silent(record) / PAUSE_SHARE)
+        pause = min(max(waited / PAUSE_SHARE, FIRST_PAUSE), longest)
         pause *= 0.5 + self._door.random()
         self._door.sleep(pause if left is None else min(pause, left))
+        self._remote.bucket.renew_budget()  # what is lost by waiting is not the store's fault
 
 
 def _seconds(told: object) -> float:

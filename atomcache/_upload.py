@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 
 from xxhash import xxh3_128
 
+from ._archive import Unfit
 from ._bucket import PIECE, StoreDown
 from ._log import logger
-from ._object import INLINE, entry_object, object_name, tag_name
+from ._object import GONE, INLINE, entry_object, object_name, tag_name
+from ._publish import Revoked
 from ._removals import parts_of
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from ._build import Build
     from ._protocol import Entry
     from ._remote import Remote
+
+SHARED, KEPT, BEATEN, REVOKED = "shared", "kept", "beaten", "revoked"
+"""What may become of a result; see `Uploads.publish`."""
 
 
 class Uploads:
@@ -55,59 +60,80 @@ class Uploads:
 
     def publish(
         self, entry: Entry, build: Build, mine: RemoteClaim, head: bytes, content: Iterator[Any]
-    ) -> None:
-        """Put what was built into the bucket, unless somebody was first; let go of the claim."""
-        try:
-            revoked = not self._remote.behind and build.revoked()
-            if revoked or not mine.confirm() or not self._put(entry, build, mine, head, content):
-                build.lost_claim = True
-        except StoreDown as error:
-            self._remote.outage.note(error)
-        finally:
-            mine.end()
+    ) -> str:
+        """Put what was built into the bucket, unless somebody was first; let go of the claim.
 
-    def _put(
+        Returns `SHARED`; `REVOKED` if the entry was removed meanwhile; `BEATEN` if another
+        machine was first, or is about to be; `KEPT` if it stays on this machine.
+        """
+        if not self._remote.outage.usable():  # it failed during the build
+            mine.abandon()
+            return KEPT
+        try:
+            if not self._remote.behind and build.revoked():
+                mine.end()
+                return REVOKED
+            return self._publish(entry, build, mine, head, content)
+        except Revoked:
+            mine.end()
+            return REVOKED
+        except StoreDown as error:
+            mine.abandon()
+            self._remote.outage.note(error)
+            return KEPT
+        except BaseException:
+            mine.end()
+            raise
+
+    def _publish(
         self, entry: Entry, build: Build, mine: RemoteClaim, head: bytes, content: Iterator[Any]
-    ) -> bool:
-        """Return whether what was built is now the entry, or can't be: nobody was first."""
+    ) -> str:
         name = object_name(entry.digest)
-        prepared = self._prepare(entry, head, content)
-        if prepared is None:
-            return True
-        data, blob = prepared
+        try:
+            data, blob = self._prepare(entry, head, content, mine)
+        except Unfit as why:
+            logger().warning("%s is not shared with other machines: %s", entry.what(), why)
+            mine.end("alone")
+            return KEPT
         self._put_tags(entry, entry.tags_of(build) - entry.tags_of(None))
-        won = None
-        if mine.confirm():  # it takes a while until all of a large content is there
-            if entry.replaces:
-                won = self._bucket.put_if(name, data, entry.replaces)
-            else:
-                won = self._bucket.put_new(name, data)
-            if won is None and self._is_there(name, data):
-                won = "its answer was lost"
+        won = self._put_first(entry, name, data) if not mine.fate and mine.confirm() else None
         if won is None:
             if blob:
                 self._bucket.delete(blob)
-            return False
-        if not mine.confirm():  # removed, or taken over, in the very moment of publishing
-            self._bucket.delete(name, *([blob] if blob else []))
-            return False
+            mine.end()
+            return REVOKED if mine.fate == "revoked" else BEATEN
+        mine.end()
+        if mine.fate == "revoked":  # in the very moment of publishing
+            self._bucket.put_if(name, GONE, won)
+            if blob:
+                self._bucket.delete(blob)
+            return REVOKED
         entry.shared = build.ended
         if entry.replaced_blob:
             self._bucket.delete(entry.replaced_blob)
         if entry.anew:  # for others to drop the old one
             self._remote.removals.tell_surely({"digest": entry.digest.hex()})
-        return True
+        return SHARED
 
-    def _is_there(self, name: str, data: bytes) -> bool:
-        found = self._bucket.get(name)
-        return found is not None and found[0] == data
+    def _put_first(self, entry: Entry, name: str, data: bytes) -> str | None:
+        """Put an entry's object there, if nobody was first; return its version."""
+        if entry.replaces:
+            won = self._bucket.put_if(name, data, entry.replaces)
+        else:
+            won = self._bucket.put_new(name, data)
+        if won is None:
+            found = self._bucket.get(name)
+            if found is not None and found[0] == data:  # the answer was lost
+                return found[1]
+        return won
 
     def _prepare(
-        self, entry: Entry, head: bytes, content: Iterator[Any]
-    ) -> tuple[bytes, str] | None:
-        """Return an entry's object, and the name of the one that its content went to."""
-        from ._archive import Unfit
+        self, entry: Entry, head: bytes, content: Iterator[Any], mine: RemoteClaim | None = None
+    ) -> tuple[bytes, str]:
+        """Return an entry's object, and the name of the one that its content went to.
 
+        It goes nowhere if the claim turns out to be lost.
+        """
         blob = ""
         checksum = xxh3_128()
 
@@ -120,16 +146,14 @@ class Uploads:
 
         pieces = summed()
         body = bytearray()
-        try:
-            for piece in pieces:
-                body += piece
-                if len(body) > INLINE:
-                    blob = f"{object_name(entry.digest)}.{self._remote.door.urandom(8).hex()}"
-                    self._bucket.put(blob, chain([bytes(body)], pieces))
-                    body.clear()
-        except Unfit as why:
-            logger().warning("%s is not shared with other machines: %s", entry.what(), why)
-            return None
+        for piece in pieces:
+            body += piece
+            if len(body) > INLINE:
+                if mine is not None and not mine.confirm():
+                    return b"", ""
+                blob = f"{object_name(entry.digest)}.{self._remote.door.urandom(8).hex()}"
+                self._bucket.put(blob, chain([bytes(body)], pieces))
+                body.clear()
         return entry_object(head, body, blob, checksum.hexdigest()), blob
 
     def replace(self, entry: Entry, value: Any) -> None:
@@ -138,13 +162,11 @@ class Uploads:
             return
         head, content, _ = entry.send(value, 0.0, None)
         try:
-            prepared = self._prepare(entry, head, content)
-            if prepared is None:
-                return
+            data, _ = self._prepare(entry, head, content)
             name = object_name(entry.digest)
             self._put_tags(entry, entry.tags_of(None))
             old = self._bucket.get(name)
-            self._bucket.put(name, prepared[0])
+            self._bucket.put(name, data)
             blob = "" if old is None else parts_of(old, entry.digest)[0]
             if blob:
                 self._bucket.delete(blob)

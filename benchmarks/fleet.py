@@ -15,6 +15,7 @@ import heapq
 import json
 import random
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,6 +71,13 @@ class Store:
         self._version = 0
         self.at: Counter[int] = Counter()
         self.requests = 0
+
+    def budget(self) -> Any:
+        """Let requests take as long as they do."""
+        return nullcontext()
+
+    def renew_budget(self) -> None:
+        """Let requests take as long as they do."""
 
     def _ask(self) -> None:
         self.requests += 1
@@ -204,6 +212,7 @@ class _Entry:
         self.key = "key"
         self.anew = self.only_look = False
         self.unusable = self.replaces = self.replaced_blob = ""
+        self.shared: float | None = None
 
     def what(self) -> str:
         return "the value"

@@ -61,6 +61,7 @@ def target(tmp_path):
     os.link(target / "plain", target / "deep" / "same")
     (target / "deep" / "link").symlink_to("../plain")
     (target / "deep" / "deeper" / "up").symlink_to("..")
+    os.symlink("../deep/", target / "deep" / "slash")
     (target / "folder").symlink_to("deep/deeper")
     (target / "dangling").symlink_to("not there")
     return target
