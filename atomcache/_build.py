@@ -51,6 +51,7 @@ class Build:
         self._max_age: float | None = None
         self.has_max_age = False
         self.tags: list[str] = []
+        self.tagged: Callable[[list[str]], None] | None = None
         self.inputs: dict[str, bytes] = {}
 
     @property
@@ -87,6 +88,8 @@ class Build:
         new = [tag for tag in tags if tag not in self.tags]
         self.tags += new
         self._tell([("tag", tag) for tag in new])
+        if self.tagged is not None:
+            self.tagged(new)
 
     def input(self, path: str | os.PathLike[str]) -> None:
         """Name a file that this build has read, or is about to.

@@ -282,7 +282,8 @@ class Remote:
         began = self.door.monotonic()
         mine.start_renewing()
         try:
-            self.uploads.tell_tags(entry)
+            self.uploads.tell_tags(entry, entry.tags_of(None))
+            build.tagged = lambda tags: self.uploads.tell_tags(entry, tags)
             made = run()
         except DontStore:
             mine.end()

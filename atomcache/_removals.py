@@ -75,6 +75,8 @@ class Removals:
                 if digest is not None:
                     self._remove(digest, log=False)
                 self._bucket.delete(each.name)
+                if digest is not None and self._is_back(digest):
+                    self._bucket.put(each.name, b"")
             self.tell({"tag": tag})
 
         self._remote.outage.insist(remove)
@@ -107,6 +109,15 @@ class Removals:
             if record and record.get("by") != self._remote.machine:
                 told.append((each.name, record))
         return told, names
+
+    def _is_back(self, digest: bytes) -> bool:
+        """Tell whether an entry was built anew since it was removed, or is about to be."""
+        name = object_name(digest)
+        claim = self._bucket.get(name + CLAIM)
+        if claim is not None and read_record(claim[0]).get("state") == "building":
+            return True
+        found = self._bucket.get(name)
+        return found is not None and found[0] != GONE
 
     def _remove(self, digest: bytes, *, log: bool) -> None:
         """Remove an entry; first the claim is revoked, so that no build brings it back."""

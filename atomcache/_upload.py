@@ -22,7 +22,7 @@ from ._publish import Revoked
 from ._removals import parts_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from typing import Any
 
     from ._bucket_claim import RemoteClaim
@@ -47,14 +47,16 @@ class Uploads:
         self._remote = remote
         self._bucket = remote.bucket
 
-    def tell_tags(self, entry: Entry) -> None:
+    def tell_tags(self, entry: Entry, tags: Iterable[str]) -> None:
         """Say what tags a build carries, for `remove_tagged` elsewhere to revoke it."""
+        if not self._remote.outage.usable():
+            return
         try:
-            self._put_tags(entry, entry.tags_of(None))
+            self._put_tags(entry, tags)
         except StoreDown as error:
             self._remote.outage.note(error)
 
-    def _put_tags(self, entry: Entry, tags: set[str]) -> None:
+    def _put_tags(self, entry: Entry, tags: Iterable[str]) -> None:
         for tag in tags:
             self._bucket.put(tag_name(tag, entry.digest), b"")
 
@@ -95,7 +97,7 @@ class Uploads:
             logger().warning("%s is not shared with other machines: %s", entry.what(), why)
             mine.end("alone")
             return KEPT
-        self._put_tags(entry, entry.tags_of(build) - entry.tags_of(None))
+        self._put_tags(entry, entry.tags_of(build))  # again: a removal may have taken some away
         won = self._put_first(entry, name, data) if not mine.fate and mine.confirm() else None
         if won is None:
             if blob:

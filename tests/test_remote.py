@@ -966,6 +966,58 @@ def test_a_tag_is_removed_by_a_machine_that_has_no_copy(site):
     assert site.a.get("key") is None
 
 
+def test_a_tag_that_the_factory_gives_is_known_to_others_at_once(site):
+    def make():
+        current_build().tag("said")
+        began.set()
+        assert go_on.wait(PATIENCE)
+        return "old"
+
+    began, go_on = threading.Event(), threading.Event()
+    thread = threading.Thread(target=lambda: site.a.get_or_create("key", make), daemon=True)
+    thread.start()
+    assert began.wait(PATIENCE)
+    site.b.remove_tagged("said")
+    go_on.set()
+    thread.join(PATIENCE)
+    assert [site.a.get("key"), site.b.get("key")] == [None, None]
+
+
+def test_tags_that_could_not_be_told_at_first_are_told_with_the_entry(site, monkeypatch):
+    bucket = site.a._protocol.remote.bucket
+
+    def make():
+        monkeypatch.undo()
+        site.a._protocol.remote.outage.over_at = 0
+        return 1
+
+    monkeypatch.setattr(bucket, "put", failing)
+    site.a.get_or_create("key", make, tags=["t"])
+    assert site.b.get("key") == 1
+    site.a.remove_tagged("t")
+    look(site.b)
+    assert [site.a.get("key"), site.b.get("key")] == [None, None]
+
+
+def test_what_is_built_anew_during_a_removal_by_tag_is_found_by_the_next_one(site, monkeypatch):
+    site.a.get_or_create("key", lambda: "old", tags=["t"])
+    bucket = site.b._protocol.remote.bucket
+    delete = bucket.delete
+
+    def anew(*names):
+        if len(names) == 1 and "/tags/" in names[0]:
+            monkeypatch.undo()
+            site.machine("c").get_or_create("key", lambda: "new", tags=["t"])
+        return delete(*names)
+
+    monkeypatch.setattr(bucket, "delete", anew)
+    site.b.remove_tagged("t")
+    assert site.b.get("key") == "new"
+    site.b.remove_tagged("t")
+    assert site.b.get("key") is None
+    assert site.others() == []
+
+
 def test_all_is_removed_everywhere(site):
     for number in range(5):
         site.a.get_or_create(number, lambda: LARGE)
