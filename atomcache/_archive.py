@@ -23,8 +23,21 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Self
 
 _PIECE = 1 << 20
+
+_LARGEST_HEADER = 1 << 18
+"""Bytes: many times the longest name and link that a system takes."""
+
+_MORE_OF_ITSELF = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+"""Types of headers that go on in what follows them."""
 
 
 class Unfit(Exception):
@@ -85,7 +98,9 @@ def unpack(pieces: Iterator[bytes], folder: str, name: str) -> None:
             archive.members.clear()  # type: ignore[attr-defined]  # it would keep them all
 
     try:
-        with tarfile.open(fileobj=_Stream(pieces), mode="r|", bufsize=_PIECE) as archive:
+        with tarfile.open(
+            fileobj=_Stream(pieces), mode="r|", bufsize=_PIECE, tarinfo=_Member
+        ) as archive:
             archive.extractall(folder, checked(archive), filter=_kept)  # noqa: S202
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         raise Unfit(f"the archive can't be unpacked: {error}") from error
@@ -138,6 +153,20 @@ class _Check:
 def _kept(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo:
     """Return what is unpacked: what Python deems safe, folders with their modes too."""
     return tarfile.data_filter(member, folder).replace(mode=member.mode & 0o755, deep=False)
+
+
+class _Member(tarfile.TarInfo):
+    """A header of an archive, refused where it announces more of itself than anybody has.
+
+    Such a part is read into memory at once; it holds long names, and what other programs add.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in _MORE_OF_ITSELF and member.size > _LARGEST_HEADER:
+            raise Unfit(f"the archive has a header of {member.size} bytes")
+        return member
 
 
 class _Stream(io.RawIOBase):

@@ -15,6 +15,7 @@ import os
 import threading
 import time
 from contextlib import contextmanager
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import _forks
@@ -32,6 +33,9 @@ to be there within a time limit."""
 _AT_ONCE = 2
 """Parts that are on their way at the same time.  They share the line, so each may take as many
 times the time limit of a request: what counts is that one of them arrives within that."""
+
+_PAGE = 1000
+"""Objects that one answer of a listing names."""
 
 _LARGEST = 64 << 20
 """Bytes that are read into memory at once; nothing that this library makes has more."""
@@ -132,14 +136,27 @@ class Bucket:
             raise StoreDown(first_line(error)) from error
 
     def put(self, name: str, content: bytes | Iterator[Any]) -> str:
-        """Store an object, whatever is there; in parts, if it comes in pieces."""
+        """Store an object, whatever is there; in parts, if it comes in pieces and is large."""
         if isinstance(content, bytes):
             return _version(self._ask(lambda: self._obstore.put(self._store, name, content)))
+        first = bytearray()
+        for piece in content:
+            first += piece
+            if len(first) > PIECE:
+                return self._put_parts(name, chain([bytes(first)], content))
+        whole = bytes(first)
+        return _version(self._ask(lambda: self._obstore.put(self._up, name, whole), small=False))
+
+    def _put_parts(self, name: str, content: Iterator[Any]) -> str:
         failed: list[BaseException] = []
+        size = 0
 
         def pieces() -> Iterator[Any]:
+            nonlocal size
             try:
-                yield from content
+                for piece in content:
+                    size += len(piece)
+                    yield piece
             except GeneratorExit:  # the store failed and wants no more
                 raise
             except BaseException as error:
@@ -157,6 +174,8 @@ class Bucket:
             if failed:  # it is not the store's fault
                 raise failed[0] from None
             raise
+        finally:
+            self.requests += 1 + -(-size // PIECE)  # the parts, and what puts them together
         return _version(put)
 
     def put_new(self, name: str, content: bytes) -> str | None:
@@ -180,14 +199,24 @@ class Bucket:
 
     def delete(self, *names: str) -> None:
         """Remove objects, as far as they are there."""
-        self._ask(lambda: self._obstore.delete(self._store, list(names)), FileNotFoundError)
+
+        def delete(*some: str) -> bool:
+            self._obstore.delete(self._store, list(some))
+            return True
+
+        done = self._ask(lambda: delete(*names), FileNotFoundError)
+        if done is None and len(names) > 1:  # some stores stop at the first that is not there
+            for name in names:
+                self._ask(lambda name=name: delete(name), FileNotFoundError)
 
     def list(self, prefix: str, after: str | None = None) -> Iterator[Listed]:
         """Yield the objects under a prefix, in the order of their names."""
         self.check_process()
         self.requests += 1
         try:
-            for some in self._obstore.list(self._store, prefix, offset=after):
+            pages = self._obstore.list(self._store, prefix, offset=after, chunk_size=_PAGE)
+            for number, some in enumerate(pages):
+                self.requests += number > 0
                 for each in some:
                     yield Listed(each["path"], each["size"], each["last_modified"].timestamp())
         except self._errors as error:

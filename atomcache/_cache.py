@@ -836,10 +836,9 @@ class Cache:
 
         if not isinstance(tag, str) or not tag:
             raise OptionError(f"tag must be a non-empty string, not {describe(tag)}")
-        if self._protocol.remote is not None:
-            self._protocol.remote.removals.remove_tagged(tag)
+        elsewhere = self._remove_elsewhere(tag)
         try:
-            return remove_where(self._protocol, lambda name, tags: tag in tags)
+            return elsewhere + remove_where(self._protocol, lambda name, tags: tag in tags)
         except OSError as error:
             raise storage_error("the cache", self._layout.directory, error) from error
 
@@ -1047,12 +1046,19 @@ class Cache:
         from ._entry import function_tag
         from ._listing import remove_where
 
-        if self._protocol.remote is not None:
-            self._protocol.remote.removals.remove_tagged(function_tag(function))
+        elsewhere = self._remove_elsewhere(function_tag(function))
         try:
-            return remove_where(self._protocol, lambda name, tags: name == function)
+            return elsewhere + remove_where(self._protocol, lambda name, tags: name == function)
         except OSError as error:
             raise storage_error("the cache", self._layout.directory, error) from error
+
+    def _remove_elsewhere(self, tag: str) -> int:
+        """Remove what carries a tag from the bucket; return how much of it is not here too."""
+        remote = self._protocol.remote
+        if remote is None:
+            return 0
+        paths = map(self._layout.entry, remote.removals.remove_tagged(tag))
+        return sum(not os.path.lexists(path) for path in paths)
 
     def _changed(self, options: CallOptions, defaults: Options | None = None) -> Options:
         return (defaults or self._options).changed(options, self._codecs.find)
@@ -1081,14 +1087,14 @@ class Cache:
     def _remove(self, kind: bytes, key: object) -> bool:
         name = digest(kind, key)
         try:
-            if self._protocol.remote is not None:  # first: what comes down now is looked for again
-                self._protocol.remote.removals.remove(name)
+            remote = self._protocol.remote  # first: what comes down now is looked for again
+            elsewhere = remote is not None and remote.removals.remove(name)
         finally:
             try:
                 removed = self._protocol.remove(self._layout.entry(name))
             except OSError as error:
                 raise self._asking.trouble(kind, key, error) from error
-        return removed
+        return removed or elsewhere
 
     def __getstate__(self) -> dict[str, Any]:
         return self._given

@@ -57,29 +57,34 @@ class Removals:
         self._ahead: float | None = None
         self._untold: list[dict[str, Any]] = []
 
-    def remove(self, digest: bytes) -> None:
-        """Remove an entry from the bucket, and from the other machines' folders by and by."""
-        if self._remote.read_only:
-            return
-        self._remote.outage.insist(lambda: self._remove(digest, log=True))
+    def remove(self, digest: bytes) -> bool:
+        """Remove an entry from the bucket, and from the other machines' folders by and by.
 
-    def remove_tagged(self, tag: str) -> None:
-        """Remove all entries that carry a tag."""
+        Tells whether there was one.
+        """
         if self._remote.read_only:
-            return
+            return False
+        return self._remote.outage.insist(lambda: self._remove(digest, log=True))
+
+    def remove_tagged(self, tag: str) -> set[bytes]:
+        """Remove all entries that carry a tag; return the digests of those that were there."""
+        removed: set[bytes] = set()
+        if self._remote.read_only:
+            return removed
 
         def remove() -> None:
             prefix = tag_name(tag, b"")
             for each in list(self._bucket.list(prefix)):
                 digest = digest_of(each.name.rpartition("/")[2])
-                if digest is not None:
-                    self._remove(digest, log=False)
+                if digest is not None and self._remove(digest, log=False):
+                    removed.add(digest)
                 self._bucket.delete(each.name)
                 if digest is not None and self._is_back(digest):
                     self._bucket.put(each.name, b"")
             self.tell({"tag": tag})
 
         self._remote.outage.insist(remove)
+        return removed
 
     def clear(self) -> None:
         """Remove everything."""
@@ -119,7 +124,7 @@ class Removals:
         found = self._bucket.get(name)
         return found is not None and found[0] != GONE
 
-    def _remove(self, digest: bytes, *, log: bool) -> None:
+    def _remove(self, digest: bytes, *, log: bool) -> bool:
         """Remove an entry; first the claim is revoked, so that no build brings it back."""
         name = object_name(digest)
         for _ in range(5):
@@ -139,13 +144,18 @@ class Removals:
             self._bucket.delete(name, *([blob] if blob else []), *marks)
         if log:
             self.tell({"digest": digest.hex()})
+        return answer is not None and answer[0] != GONE
 
     def tell(self, what: dict[str, Any]) -> None:
         """Write down for the other machines what is to be dropped."""
         name = self._note(what)
         if self._ahead is not None:
             return
-        written = self._bucket.written(name)
+        try:
+            written = self._bucket.written(name)
+        except StoreDown as error:  # what matters has been told
+            logger().info("the store's time is not known: %s", error)
+            return
         ahead = 0.0 if written is None else self._remote.door.time() - written
         self._ahead = ahead if abs(ahead) > _OFF else 0.0
         if self._ahead:

@@ -121,6 +121,17 @@ def _handler(cloud):
                 content, version = cloud.objects[path]
                 self.say(200, content, **self.names(version))
 
+        def do_HEAD(self):
+            asked = self.begin("head")
+            if asked is None:
+                return
+            content, version = cloud.objects.get(asked[0], (b"", 0))
+            self.send_response(200 if version else 404)
+            for name, value in self.names(version).items():
+                self.send_header(name.replace("_", "-"), value)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+
         def listing(self, path, query):
             start = path.rstrip("/") + "/" + query.get("prefix", [""])[0]
             with cloud.lock:
@@ -189,9 +200,11 @@ def _handler(cloud):
             elif query.get("comp") == ["batch"]:
                 self.batch(body)
             elif "delete" in query:
-                for name in re.findall(r"<Key>(.*?)</Key>", body.decode()):
+                names = re.findall(r"<Key>(.*?)</Key>", body.decode())
+                for name in names:
                     cloud.objects.pop(f"{path.rstrip('/')}/{name}", None)
-                self.say(200, b"<DeleteResult></DeleteResult>")
+                told = "".join(f"<Deleted><Key>{name}</Key></Deleted>" for name in names)
+                self.say(200, f"<DeleteResult>{told}</DeleteResult>".encode())
             else:
                 with cloud.lock:
                     parts = sorted(

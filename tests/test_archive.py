@@ -238,3 +238,30 @@ def test_a_truncated_archive_is_refused(tmp_path, size):
 def test_what_is_no_archive_is_refused(tmp_path):
     with pytest.raises(Unfit):
         unpack(iter([os.urandom(4096)]), str(tmp_path), "made")
+
+
+@pytest.mark.parametrize("kind", [b"x", b"g", b"L", b"K"])
+def test_a_header_that_would_fill_the_memory_is_refused_before_it_is_read(tmp_path, kind):
+    info = tarfile.TarInfo("././@PaxHeader")
+    info.type, info.size = kind, 300 * MB
+    read = []
+
+    def pieces():
+        yield info.tobuf(tarfile.USTAR_FORMAT)
+        for _ in range(300):
+            read.append(MB)
+            yield bytes(MB)
+
+    with pytest.raises(Unfit, match="header"):
+        unpack(pieces(), str(tmp_path), "made")
+    assert len(read) < 3
+
+
+def test_the_longest_names_and_links_pass(tmp_path):
+    deep = tmp_path / "made"
+    for _ in range(12):
+        deep = deep / ("n" * 250)
+        deep.mkdir(parents=True)
+    (tmp_path / "made" / "link").symlink_to("a" * 4000)
+    back = through(tmp_path / "made", tmp_path / "back")
+    assert seen(back) == seen(tmp_path / "made")

@@ -44,7 +44,7 @@ def warnings(caplog):
     return [each for each in caplog.records if each.levelno >= logging.WARNING]
 
 
-@pytest.mark.parametrize("size", [1 << 20, 30 << 20, 60 << 20])
+@pytest.mark.parametrize("size", [6 << 20, 30 << 20, 60 << 20])
 @pytest.mark.parametrize("write", ["sync", "async"])
 def test_a_large_result_is_returned_and_kept_though_its_upload_fails(
     cloud, tmp_path, caplog, size, write
@@ -109,3 +109,39 @@ def test_a_store_object_is_used_with_all_its_settings(cloud, tmp_path, dialect):
         cache = Cache(tmp_path / name, remote=store, codec="bytes")
         assert cache.get_or_create("key", (lambda: b"x") if name == "a" else never) == b"x"
     assert any(name.endswith(object_name(digest(b"v", "key"))) for name in cloud.objects)
+
+
+@pytest.mark.parametrize("dialect", ["s3", "gs", "az"])
+def test_machines_share_through_every_kind_of_store(cloud, tmp_path, dialect):
+    a, b = (machine(cloud, tmp_path / name, dialect) for name in "ab")
+    for key, size in (("small", 10), ("large", 1_000_000), ("in parts", 12_000_000)):
+        assert len(a.get_or_create(key, lambda size=size: bytes(size))) == size
+        assert len(b.get_or_create(key, never)) == size
+    assert a.get_or_create("old", lambda: b"1") == b"1"
+    assert b.refresh("old", lambda: b"2") == b"2"
+    assert machine(cloud, tmp_path / "c", dialect).get("old") == b"2"
+    conditions = {"gs": {"x-goog-if-generation-match"}}
+    assert cloud.conditions == conditions.get(dialect, {"if-match", "if-none-match"})
+    assert a.remove("large")
+    left = [name for name in cloud.objects if object_name(digest(b"v", "large")) in name]
+    assert [name for name in left if not name.endswith(".temp")] == []
+
+
+@pytest.mark.parametrize("dialect", ["s3", "gs", "az"])
+def test_what_is_there_is_removed_whatever_is_not(cloud, tmp_path, dialect):
+    bucket = machine(cloud, tmp_path, dialect)._protocol.remote.bucket
+    for name in "bd":
+        bucket.put(name, b"x")
+    bucket.delete("a", "b", "c", "d", "e")
+    assert cloud.objects == {}
+
+
+@pytest.mark.parametrize("size", [10, 300_000, 6_000_000, 22_000_000])
+@pytest.mark.parametrize("dialect", ["s3", "gs"])
+def test_all_requests_are_counted(cloud, tmp_path, dialect, size):
+    a, b = (machine(cloud, tmp_path / name, dialect) for name in "ab")
+    a.get_or_create("key", lambda: bytes(size))
+    counted = a._protocol.remote.bucket.requests
+    assert counted == sum(cloud.asked.values())
+    b.get_or_create("key", never)
+    assert counted + b._protocol.remote.bucket.requests == sum(cloud.asked.values())

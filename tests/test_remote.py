@@ -961,6 +961,7 @@ def test_tags_are_removed_everywhere(site):
 
 def test_a_tag_is_removed_by_a_machine_that_has_no_copy(site):
     site.a.get_or_create("key", lambda: 1, tags=["t"])
+    assert site.b.remove_tagged("t") == 1
     assert site.b.remove_tagged("t") == 0
     look(site.a)
     assert site.a.get("key") is None
@@ -1016,6 +1017,14 @@ def test_what_is_built_anew_during_a_removal_by_tag_is_found_by_the_next_one(sit
     site.b.remove_tagged("t")
     assert site.b.get("key") is None
     assert site.others() == []
+
+
+def test_a_removal_tells_of_what_only_the_bucket_had(site):
+    site.a.get_or_create("key", lambda: 1, tags=["t"])
+    assert site.b.remove("key")
+    assert not site.b.remove("key")
+    site.a.refresh("key", lambda: 1, tags=["t"])
+    assert site.a.remove_tagged("t") == 1
 
 
 def test_all_is_removed_everywhere(site):
