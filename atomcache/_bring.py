@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _TRIES = 3
 
 
-class Errands:
+class Bringers:
     """Who of one process is about to bring which entry."""
 
     def __init__(self) -> None:
@@ -47,15 +47,15 @@ class Errands:
     def one_by_one(self, path: str) -> Iterator[None]:
         """Keep other threads from bringing the same entry meanwhile."""
         with self._lock:
-            errand = self._running.setdefault(path, [threading.Lock(), 0])
-            errand[1] += 1
+            bringer = self._running.setdefault(path, [threading.Lock(), 0])
+            bringer[1] += 1
         try:
-            with errand[0]:
+            with bringer[0]:
                 yield
         finally:
             with self._lock:
-                errand[1] -= 1
-                if not errand[1]:
+                bringer[1] -= 1
+                if not bringer[1]:
                     del self._running[path]
 
 
@@ -67,7 +67,7 @@ def bring(protocol: Protocol, entry: Entry, started: float, default: Any) -> Any
         return default
     try:
         remote.bucket.check_process()  # before a lock that a fork may have left locked
-        with remote.errands.one_by_one(entry.path):
+        with remote.bringers.one_by_one(entry.path):
             return _bring(protocol, entry, started, default)
     except StoreDown as error:
         remote.outage.note(error)

@@ -5,8 +5,9 @@ plain get, a put that succeeds only if nothing is there or if nothing has change
 put and get, a removal, a listing.  obstore speaks to S3, Google, Azure, and what is like them.
 
 Who calls it: `Remote`; the simulator in the tests stands another one in its place.  What may go
-wrong: `StoreDown` for whatever keeps the store from being used, after the time limit that the
-store was opened with; `OptionError` for an address that is none.
+wrong: `StoreDown` for whatever keeps the store from being used: no answer within the time limit,
+answers so slow that a call's budget is spent, a process that was forked; `OptionError` for what
+is no store.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ class Bucket:
     store
         What obstore makes, or its address, such as ``"s3://bucket/prefix"``.
     timeout
-        Seconds after which one request counts as failed, where the store's own settings don't
-        say otherwise.
+        Seconds for which the store may be silent during a request, and which small requests may
+        take in all, where its own settings don't say otherwise; and the budget of a call.
     options
         Further settings for the store of an address, as `obstore.store.from_url` takes them.
     """
@@ -94,10 +95,10 @@ class Bucket:
         self._up = open_store(store, timeout * _AT_ONCE, _LONGEST, given)
 
     @contextmanager
-    def budget(self) -> Iterator[None]:
-        """Bound how long the small requests of the calling thread may take in all."""
+    def budget(self, *, bounded: bool = True) -> Iterator[None]:
+        """Bound how long the small requests of the calling thread may take in all, or do not."""
         before = getattr(self._budget, "left", None)
-        self._budget.left = self._timeout
+        self._budget.left = self._timeout if bounded else None
         try:
             yield
         finally:

@@ -101,10 +101,11 @@ class Cache:
         A bucket that machines share, such as ``"s3://bucket/prefix"``, with this folder as what
         each of them keeps at hand.  What is built on one is built on none of the others.
     remote_options : dict, optional
-        Settings of the bucket, as `obstore.store.from_url` takes them, such as credentials.
+        Settings of the bucket, as `obstore.store.from_url` takes them, such as credentials; for
+        an address only.
     remote_timeout : float, timedelta or str
         Seconds after which a bucket that does not answer is left alone for a while, and
-        everything is built locally.
+        everything is built locally.  Of large contents, 5 MB have to pass in that time.
     read_only : bool
         Only look into the bucket: nothing goes there, and nothing there is removed.
     write : {"sync", "async"}
@@ -728,7 +729,9 @@ class Cache:
         from ._statistics import Stats
 
         statistics = self._statistics()
-        return Stats(statistics.counts(), statistics.everyone())
+        remote = self._protocol.remote
+        requests = 0 if remote is None else remote.bucket.requests
+        return Stats(statistics.counts(), statistics.everyone(), requests)
 
     def on(self, callback: Callable[[Event], object]) -> Callable[[], None]:
         """Have `callback` called with an `Event` whenever something happens in this process.

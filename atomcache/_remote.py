@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from xxhash import xxh3_128
 
-from ._bring import Errands
+from ._bring import Bringers
 from ._bucket import Bucket, StoreDown
 from ._bucket_claim import RemoteClaim
 from ._errors import DontStore, EntryNameError
@@ -100,7 +100,7 @@ class Remote:
         self.named: Callable[[], str] = lambda: ""
         self._machine = ""
         self.outage = Outage(door)
-        self.errands = Errands()
+        self.bringers = Bringers()
         self.watch: Watch | None = None
         self.turns = Turns(self)
         self.uploads = Uploads(self)
@@ -133,8 +133,13 @@ class Remote:
         if not self.outage.usable():
             return run()
         self.begin(entry)
+
+        def run_apart() -> Any:
+            with self.bucket.budget(bounded=False):  # a factory may ask for other keys
+                return run()
+
         with self.bucket.budget():
-            return self._make(entry, claim, build, started, patience, run)
+            return self._make(entry, claim, build, started, patience, run_apart)
 
     def _make(
         self,

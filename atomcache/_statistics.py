@@ -83,17 +83,20 @@ if TYPE_CHECKING:
             Since this process made its `Cache`.
         everyone
             Of all processes together, since the cache was made or cleared.
+        requests
+            What this process has asked of the bucket, if there is one.
         """
 
         process: Counts
         everyone: Counts
+        requests: int = 0
 else:
     _NAMES = (
         "hits misses builds failures duplicates fetched waits takeovers stale evictions "
         "corrupt errors seconds_saved seconds_built"
     )
     Counts = namedtuple("Counts", _NAMES, defaults=(*[0] * 12, 0.0, 0.0))
-    Stats = namedtuple("Stats", "process everyone")
+    Stats = namedtuple("Stats", "process everyone requests", defaults=(0,))
 
 _PAUSE = 10.0
 _LARGEST = 65_536

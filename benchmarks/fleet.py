@@ -72,7 +72,7 @@ class Store:
         self.at: Counter[int] = Counter()
         self.requests = 0
 
-    def budget(self) -> Any:
+    def budget(self, *, bounded: bool = True) -> Any:
         """Let requests take as long as they do."""
         return nullcontext()
 

@@ -448,6 +448,8 @@ def test_the_number_of_requests_is_small_and_known(site):
     assert requests(site.b) == 1 + 2
     site.a.get("nothing")
     assert requests(site.a) == 14 + 1
+    assert site.a.stats().requests == 15
+    assert Cache(site.folder / "alone").stats().requests == 0
 
 
 def test_threads_of_one_machine_ask_the_bucket_once(site):
@@ -1792,17 +1794,35 @@ def is_waiting(thread):
     return frame is not None and frame.f_code.co_name == "confirm"
 
 
-def test_a_store_that_answers_slowly_costs_a_call_its_limit_only(site, monkeypatch, caplog):
-    cache, clock = site.machine("c", remote_timeout=2), [0.0]
+def test_a_factory_may_ask_a_slow_store_for_many_other_keys(site, monkeypatch, caplog):
+    cache, clock = site.machine("c", remote_timeout=2), slowed(monkeypatch, 0.3)
+
+    def make():
+        return [cache.get(number) for number in range(20)]
+
+    assert cache.get_or_create("key", make) == [None] * 20
+    assert clock[0] > 6
+    assert warnings(caplog) == []
+    assert site.b.get("key") == [None] * 20
+
+
+def slowed(monkeypatch, seconds):
+    """Have each request take so long, by a clock that only they move."""
+    clock = [0.0]
     monkeypatch.setattr(_bucket, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
     for name in ("get", "put"):
         real = getattr(obstore, name)
 
         def slow(*given, real=real, **how):
-            clock[0] += 1.7
+            clock[0] += seconds
             return real(*given, **how)
 
         monkeypatch.setattr(obstore, name, slow)
+    return clock
+
+
+def test_a_store_that_answers_slowly_costs_a_call_its_limit_only(site, monkeypatch, caplog):
+    cache, clock = site.machine("c", remote_timeout=2), slowed(monkeypatch, 1.7)
     assert cache.get_or_create("key", lambda: 1) == 1
     assert clock[0] <= 2 * 2
     assert len(warnings(caplog)) == 1
@@ -1903,6 +1923,17 @@ def test_a_store_that_never_answers_costs_its_time_limit_once(tmp_path, caplog):
             assert cache.get_or_create(number, lambda n=number: n) == number
     assert requests(cache) == 1
     assert len(warnings(caplog)) == 1
+
+
+def test_the_limits_of_requests_follow_from_one_setting(tmp_path):
+    made = memory.S3Store("bucket", region="x", access_key_id="x", secret_access_key="x")
+    for store in ("s3://bucket/x", made):
+        bucket = Cache(tmp_path, remote=store, remote_timeout=2)._protocol.remote.bucket
+        limits = [each.client_options for each in (bucket._store, bucket._down, bucket._up)]
+        assert [limit["read_timeout"] for limit in limits] == ["2s", "2s", "4s"]
+        assert limits[0]["timeout"] == "2s"
+        assert bucket._store.retry_config["max_retries"] == 1
+        assert bucket._store.retry_config["retry_timeout"].total_seconds() == 2
 
 
 def test_a_store_at_a_wrong_address_is_left_alone(tmp_path, caplog):
