@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from ._bucket import StoreDown
@@ -22,7 +22,7 @@ from ._claim import claim_path, take
 from ._header import Damaged
 from ._keys import describe, function_of
 from ._log import logger
-from ._publish import MISS, Revoked, discard
+from ._publish import MISS, REVOKED, STAGED, Revoked, discard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,7 +47,7 @@ class Bringers:
     def one_by_one(self, path: str) -> Iterator[None]:
         """Keep other threads from bringing the same entry meanwhile."""
         with self._lock:
-            bringer = self._running.setdefault(path, [threading.Lock(), 0])
+            bringer = self._running.setdefault(path, [threading.RLock(), 0])
             bringer[1] += 1
         try:
             with bringer[0]:
@@ -86,6 +86,7 @@ def _bring(protocol: Protocol, entry: Entry, started: float, default: Any) -> An
             value = entry.look(started) if keep else MISS
             if value is not MISS:
                 return value
+            remote.begin(entry)
             found = remote.look(entry, started)
             if found is None:
                 return default
@@ -115,7 +116,6 @@ def _keep(protocol: Protocol, entry: Entry, found: Found) -> Any:
     try:
         if claim is not None:
             _sign(entry, claim)
-        remote.begin(entry)
         seen = entry.identity()
         entry.prepare(scratch)
         build = Build(door, claim_path(entry.path), claim)
@@ -128,6 +128,8 @@ def _keep(protocol: Protocol, entry: Entry, found: Found) -> Any:
             return MISS
         remote.published(protocol, entry)
     except Revoked:
+        for suffix in (STAGED, REVOKED):
+            discard(door, scratch + suffix)
         return MISS
     finally:
         if claim is not None:
@@ -159,6 +161,8 @@ def bring_apart(protocol: Protocol, entry: Entry, found: Found) -> Any:
     build = Build(door, claim_path(entry.path), None)
     value = remote.fetch(entry, scratch, build, found)
     if not isinstance(entry, PathEntry):
+        with suppress(OSError):  # where it is mapped, and what is open can't be removed
+            door.remove_tree(folder)
         return value
     from pathlib import Path
 

@@ -199,6 +199,8 @@ class Follower:
             self._door.write(fd, content.encode())
         finally:
             self._door.close(fd)
+        now = self._door.time()  # the system's own time of change goes by steps of milliseconds
+        self._door.utime(scratch, (now, now))
         self._door.replace(scratch, path)
 
 

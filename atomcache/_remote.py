@@ -262,10 +262,13 @@ class Remote:
         """Look again, if need be, whether the bucket has what is now published here too.
 
         Whoever drops what other machines have removed can't drop what was not there yet; so this
-        is only to be asked if this machine looked meanwhile.
+        is only to be asked if this machine looked meanwhile, or does now.
         """
         entry.stands = identify(self.door, entry.path)
-        if entry.shared is None or self.follower is None or self.follower.state() == entry.looked:
+        if entry.shared is None or self.follower is None:
+            return
+        begun, ended = now = self.follower.state()
+        if now == entry.looked and begun <= ended:
             return
         try:
             if not self.holds(entry.digest, entry.shared):

@@ -1155,6 +1155,45 @@ def test_what_is_removed_while_it_comes_down_is_dropped_though_others_looked(sit
     assert list(site.b.entries()) == []
 
 
+@pytest.mark.parametrize("kind", ["value", "path"])
+def test_what_is_removed_here_while_it_comes_down_to_be_looked_at_does_not_stay(
+    site, monkeypatch, kind
+):
+    asker(kind, LARGE)(site.a)
+    bucket = site.b._protocol.remote.bucket
+    stream = bucket.stream
+
+    def removed(name):
+        monkeypatch.undo()
+        pieces = list(stream(name))
+        site.b.remove("key")
+        return iter(pieces)
+
+    monkeypatch.setattr(bucket, "stream", removed)
+    assert (site.b.get("key") if kind == "value" else site.b.get_path("key")) is None
+    assert list(site.b.entries()) == []
+    assert leftovers(site.folder) == []
+
+
+def test_what_is_removed_during_a_look_that_began_before_is_dropped(site, monkeypatch):
+    """A look lists the removal, and finds no copy yet; it ends when there is one."""
+    site.a.get_or_create("key", lambda: LARGE)
+    bucket = site.b._protocol.remote.bucket
+    stream, follower = bucket.stream, site.b._protocol.remote.follower
+    site.b.set("warm", 1)
+    look(site.b)
+    follower._write(follower._begun, "")
+
+    def removed(name):
+        pieces = list(stream(name))
+        site.a.remove("key")
+        return iter(pieces)
+
+    monkeypatch.setattr(bucket, "stream", removed)
+    assert site.b.get_or_create("key", never) == LARGE
+    assert [entry.key for entry in site.b.entries()] == ["warm"]
+
+
 def test_what_is_removed_between_both_publications_is_dropped(site, monkeypatch):
     door = type(site.a._door)
 
