@@ -87,12 +87,19 @@ class Bucket:
         self._taken = (AlreadyExistsError, PreconditionError)
         self._errors = (BaseError, OSError, ValueError, NotImplementedError)
         self.requests = 0
+        self._counts_for = os.getpid()
         self._timeout = timeout
         self._budget = threading.local()
         given = dict(options or {})
         self._store = open_store(store, timeout, timeout, given)
         self._down = open_store(store, timeout, _LONGEST, given)
         self._up = open_store(store, timeout * _AT_ONCE, _LONGEST, given)
+
+    def asked(self) -> int:
+        """Return how many requests this process has made, not those of one it was forked from."""
+        if self._counts_for != os.getpid():
+            self._counts_for, self.requests = os.getpid(), 0
+        return self.requests
 
     @contextmanager
     def budget(self, *, bounded: bool = True) -> Iterator[None]:
@@ -244,6 +251,7 @@ class Bucket:
     def check_process(self) -> None:
         """Refuse a forked child: the store's threads did not come along, and it would hang."""
         global _used_in
+        self.asked()
         if not _used_in:
             _used_in = os.getpid()
         if _forks.unfit or _used_in != os.getpid():

@@ -729,9 +729,7 @@ class Cache:
         from ._statistics import Stats
 
         statistics = self._statistics()
-        remote = self._protocol.remote
-        requests = 0 if remote is None else remote.bucket.requests
-        return Stats(statistics.counts(), statistics.everyone(), requests)
+        return Stats(statistics.counts(), statistics.everyone())
 
     def on(self, callback: Callable[[Event], object]) -> Callable[[], None]:
         """Have `callback` called with an `Event` whenever something happens in this process.

@@ -411,6 +411,7 @@ def open_remote(protocol: Protocol, given: dict[str, Any]) -> Remote:
         behind=given["write"] == "async",
     )
     remote.watch = protocol.watch
+    protocol.watch.requests = bucket.asked
     layout = protocol.layout
     remote.named = lambda: name_machine(layout)
     remote.follower = Follower(remote, protocol)

@@ -53,6 +53,8 @@ if TYPE_CHECKING:
             Entries whose checksum was wrong.
         errors
             Calls for which the cache folder could not be read or written.
+        requests
+            What was asked of the bucket.
         seconds_saved
             Hits, each times the seconds that its entry took to build.
         seconds_built
@@ -71,6 +73,7 @@ if TYPE_CHECKING:
         evictions: int = 0
         corrupt: int = 0
         errors: int = 0
+        requests: int = 0
         seconds_saved: float = 0.0
         seconds_built: float = 0.0
 
@@ -83,20 +86,17 @@ if TYPE_CHECKING:
             Since this process made its `Cache`.
         everyone
             Of all processes together, since the cache was made or cleared.
-        requests
-            What this process has asked of the bucket, if there is one.
         """
 
         process: Counts
         everyone: Counts
-        requests: int = 0
 else:
     _NAMES = (
         "hits misses builds failures duplicates fetched waits takeovers stale evictions "
-        "corrupt errors seconds_saved seconds_built"
+        "corrupt errors requests seconds_saved seconds_built"
     )
-    Counts = namedtuple("Counts", _NAMES, defaults=(*[0] * 12, 0.0, 0.0))
-    Stats = namedtuple("Stats", "process everyone requests", defaults=(0,))
+    Counts = namedtuple("Counts", _NAMES, defaults=(*[0] * 13, 0.0, 0.0))
+    Stats = namedtuple("Stats", "process everyone")
 
 _PAUSE = 10.0
 _LARGEST = 65_536
@@ -149,6 +149,7 @@ class Statistics:
             evictions=int(told["evicted"]),
             corrupt=int(told["corrupt"]),
             errors=int(told["error"]),
+            requests=self._watch.requests(),
             seconds_saved=told["seconds_saved"],
             seconds_built=told["seconds_built"],
         )

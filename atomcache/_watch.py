@@ -130,6 +130,7 @@ class Watch:
     def __init__(self, door: Door) -> None:
         self._door = door
         self.callbacks: tuple[list[Callable[[Event], object]], ...] = ()
+        self.requests: Callable[[], int] = int  # none, where there is no bucket
         self._subscribing = allocate_lock()
         self.forget()
         _watches[:] = [each for each in _watches if each() is not None]

@@ -37,9 +37,9 @@ def main() -> None:
         a, b = (Cache(Path(folder) / name, remote=store, codec="bytes") for name in "ab")
 
         def count(what: str, cache: Cache, step: Callable[[], object]) -> None:
-            before = cache.stats().requests
+            before = cache.stats().process.requests
             step()
-            print(f"{what:45} {cache.stats().requests - before:3}")
+            print(f"{what:45} {cache.stats().process.requests - before:3}")
 
         def get(cache: Cache, key: str, size: int = 10, **options: Any) -> Callable[[], object]:
             return lambda: cache.get_or_create(key, lambda: bytes(size), **options)

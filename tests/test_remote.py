@@ -448,8 +448,8 @@ def test_the_number_of_requests_is_small_and_known(site):
     assert requests(site.b) == 1 + 2
     site.a.get("nothing")
     assert requests(site.a) == 14 + 1
-    assert site.a.stats().requests == 15
-    assert Cache(site.folder / "alone").stats().requests == 0
+    assert site.a.stats().process.requests == 15
+    assert Cache(site.folder / "alone").stats().process.requests == 0
 
 
 def test_threads_of_one_machine_ask_the_bucket_once(site):

@@ -65,6 +65,7 @@ def run(options: argparse.Namespace) -> int:
                 f"{counts.duplicates:,} (built though somebody else had published meanwhile)",
             ),
             ("fetched", f"{counts.fetched:,} (from the bucket, instead of building)"),
+            ("requests", f"{counts.requests:,} (to the bucket)"),
             ("waits", f"{counts.waits:,}"),
             ("takeovers", f"{counts.takeovers:,} (from builders that died)"),
             ("stale", f"{counts.stale:,} (old values that were served)"),

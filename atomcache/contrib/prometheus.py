@@ -97,6 +97,7 @@ _COUNTERS = {
     "evictions": ("evictions", "Entries removed to make room"),
     "corrupt": ("corrupt", "Entries whose checksum was wrong"),
     "errors": ("errors", "Calls that could not read or write the folder"),
+    "requests": ("requests", "What was asked of the bucket"),
     "seconds_saved": ("saved_seconds", "Hits, each times the seconds its build took"),
     "seconds_built": ("built_seconds", "Seconds that builds took"),
 }
