@@ -247,10 +247,11 @@ def size(name: str, value: object) -> int | None:
             number = None if unit is None else float(digits) * unit
         except ValueError:
             number = None
-    if number is None or not 0 < number < 2**63:
+    if number is None or not 1 <= number < 2**63:
+        advice = ". Convert it by int()" if isinstance(value, float) else ""
         raise OptionError(
-            f"{name} must be a positive number of bytes, such as 500, '64MB' or '1.5GiB', "
-            f"or None, not {describe(value)}"
+            f"{name} must be a whole number of bytes, at least one, such as 500, '64MB' or "
+            f"'1.5GiB', or None, not {describe(value)}{advice}"
         )
     return int(number)
 

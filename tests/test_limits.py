@@ -473,10 +473,24 @@ def test_a_limit_of_the_wrong_type_or_sign_is_refused_at_once(tmp_path, name, li
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize("limit", [{"max_bytes": 0}, {"max_entries": 0}, {"max_entries": 1.5}])
+NOTHING = [
+    {"max_bytes": 0},
+    {"max_bytes": "0.1"},
+    {"max_bytes": "0.0001KB"},
+    {"max_entries": 0},
+    {"max_entries": 1.5},
+]
+
+
+@pytest.mark.parametrize("limit", NOTHING)
 def test_a_limit_of_nothing_is_refused(tmp_path, limit):
     with pytest.raises(OptionError):
         Cache(tmp_path / "cache", **limit)
+
+
+def test_a_number_of_bytes_that_is_no_whole_number_is_told_what_to_do(tmp_path):
+    with pytest.raises(OptionError, match=r"int\(\)"):
+        Cache(tmp_path / "cache", max_bytes=1e9)
 
 
 def test_limits_go_with_a_pickled_cache(tmp_path):
