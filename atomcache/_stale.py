@@ -12,6 +12,9 @@ logged.
 
 from __future__ import annotations
 
+from contextvars import copy_context
+
+from ._build import running
 from ._door import NOTE
 from ._errors import (
     BuilderError,
@@ -113,6 +116,7 @@ class Stale:
         behind.options = entry.options.without_waiting()
 
         def build() -> None:
+            running.set(())  # the build is no part of the one that its caller may be in
             error: Exception | None = None
             try:
                 patience = Patience(self._door, behind)
@@ -130,8 +134,11 @@ class Stale:
             elif error is not None:
                 self._note_failure(entry, error)
 
+        # What a factory takes from its caller's context is not part of the key, but must be the
+        # same whether the caller waits or not.
+        context = copy_context()
         try:
-            start_thread(build)
+            start_thread(lambda: context.run(build))
         except RuntimeError as error:  # no more threads to be had, or the interpreter ends
             lead.land(None)
             logger().warning("%s is not built anew yet: %s", entry.what(), error)

@@ -1,6 +1,7 @@
 """How old an answer may be, and what is served when no newer one can be had."""
 
 import asyncio
+import contextvars
 import errno
 import gc
 import logging
@@ -26,6 +27,7 @@ from atomcache import (
     StorageError,
     current_build,
 )
+from atomcache._build import running
 from atomcache._door import Door
 from atomcache._keys import digest
 
@@ -413,6 +415,39 @@ def test_a_task_gets_the_old_one_at_once_while_its_loop_builds_anew(cache, clock
     clock.go_on(90)
     asyncio.run(main())
     assert gate.calls == 1
+
+
+TENANT = contextvars.ContextVar("tenant", default="nobody")
+
+
+@each_kind
+def test_what_is_built_in_the_background_sees_the_context_of_its_caller(cache, clock, kind):
+    options = {"max_age": 60, "stale_for": 60}
+    kind.get(cache, lambda: "old", **options)
+    clock.go_on(90)
+    token = TENANT.set("acme")
+    try:
+        assert kind.get(cache, TENANT.get, **options) == "old"
+    finally:
+        TENANT.reset(token)
+    until(lambda: kind.peek(cache, max_age=60), "it is built anew")
+    assert kind.peek(cache, max_age=60) == "acme"
+
+
+def test_what_is_built_in_the_background_is_no_part_of_the_build_that_asked(cache, clock):
+    options = {"max_age": 60, "stale_for": 60}
+    cache.get_or_create("part", lambda: "old", **options)
+    clock.go_on(90)
+
+    def whole():
+        def part():
+            return [each.path for each in running.get()]
+
+        assert cache.get_or_create("part", part, **options) == "old"
+        until(lambda: cache.get("part", max_age=60), "the part is built anew")
+        return cache.get("part", max_age=60)
+
+    assert len(cache.get_or_create("whole", whole)) == 1
 
 
 @each_kind
