@@ -34,8 +34,11 @@ that a build of any length writes some hundred lines."""
 class Build:
     """A build that is under way; a factory gets its own by `current_build`."""
 
-    def __init__(self, door: Door, path: str, claim: Claim | None) -> None:
+    def __init__(
+        self, door: Door, path: str, claim: Claim | None, tags: tuple[str, ...] = ()
+    ) -> None:
         self._door = door
+        self._given = tags
         self._claim = claim
         self._path = path
         self._began = door.monotonic()
@@ -169,7 +172,9 @@ class Build:
 
     def revoked(self) -> bool:
         """Tell whether the entry was removed since the build began."""
-        return self.lost_claim or (self._claim is not None and self._claim.revoked())
+        if self.lost_claim or self._claim is None:
+            return self.lost_claim
+        return self._claim.revoked({*self._given, *self.tags})
 
     def age_limit(self, default: float | None) -> float | None:
         """Return after how many seconds what is built expires."""

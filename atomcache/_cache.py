@@ -823,8 +823,8 @@ class Cache:
     def remove_tagged(self, tag: str) -> int:
         """Remove all entries that carry a tag and return how many there were.
 
-        Looks at every entry.  Builds under way that carry the tag go on, but what they make is
-        not kept.
+        Looks at every entry.  Builds under way that carry the tag, or whose factories give it
+        later, go on, but what they make is not kept.
 
         Raises
         ------
@@ -839,7 +839,8 @@ class Cache:
             raise OptionError(f"tag must be a non-empty string, not {describe(tag)}")
         elsewhere = self._remove_elsewhere(tag)
         try:
-            return elsewhere + remove_where(self._protocol, lambda name, tags: tag in tags)
+            here = remove_where(self._protocol, lambda name, tags: tag in tags, tag=tag)
+            return elsewhere + here
         except OSError as error:
             raise storage_error("the cache", self._layout.directory, error) from error
 

@@ -38,7 +38,7 @@ from ._record import read_all, read_record
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Container, Iterable, Sequence
     from typing import TypeAlias
 
     from ._door import Door
@@ -61,6 +61,10 @@ this is long for a crowded machine and short for whoever waits after a crash."""
 
 _ROOM_TRIES = 10
 """How often a folder that vanishes under us is made anew before the error is shown."""
+
+_CROWDED = 1 << 19
+"""Bytes of a claim beyond which its build is given up rather than told of one more tag: not all
+of a larger one would be read."""
 
 _BLOCKED_TRIES = 5
 """How often to try to remove a claim that somebody has open at the moment (Windows)."""
@@ -164,17 +168,25 @@ class Claim:
         with self._writing:
             self._write(lines)
 
-    def revoked(self) -> bool:
+    def revoked(self, tags: Container[str] = ()) -> bool:
         """Tell whether somebody removed the entry since the claim was made.
 
         Whoever does so writes into the claim, so it is longer than what its owner wrote.  What
         another machine wrote may be seen late, and what the owner wrote too; and where
         exclusive creation excludes nobody, a claim may have two owners who write into it.
+
+        Parameters
+        ----------
+        tags
+            All tags of the entry: a factory may have given one only after entries that carry
+            it were removed, of what it had read before.
         """
         if self.door.fstat(self.fd).st_size <= self._size:
             return False
-        said = read_all(self.door, self.fd, largest=None)
-        return any(name == "revoked" for name, _ in read_lines(said))
+        said = read_lines(read_all(self.door, self.fd, largest=None))
+        return any(
+            name == "revoked" or (name == "untagged" and value in tags) for name, value in said
+        )
 
     def tell(self, lines: Iterable[tuple[str, str]]) -> None:
         """Write what the factory says, for those who look at builds."""
@@ -296,7 +308,7 @@ def living_record(door: Door, path: str) -> Record | None:
         door.close_kept(fd)
 
 
-def revoke(door: Door, path: str, wanted: Wanted | None = None) -> bool:
+def revoke(door: Door, path: str, wanted: Wanted | None = None, *, tag: str | None = None) -> bool:
     """Tell the owner of a claim that what it builds is not to be kept; `False` if none is there.
 
     The owner looks whether it was told when what it publishes stands ready under a name that
@@ -308,6 +320,8 @@ def revoke(door: Door, path: str, wanted: Wanted | None = None) -> bool:
     ----------
     wanted
         Asked whether a claim is meant, by its function and tags, if not every one is.
+    tag
+        Told to the owner of a claim that is not meant, for it may come to carry that yet.
     """
     try:
         fd = door.open_kept(path, PROBE | APPEND)
@@ -315,7 +329,11 @@ def revoke(door: Door, path: str, wanted: Wanted | None = None) -> bool:
         return False
     try:
         record = read_record(door, fd)
-        if wanted is not None and (record is None or not wanted(record.function, record.tags)):
+        if tag is not None and not (record is not None and wanted and wanted(*_named(record))):
+            _tell_untagged(door, fd, tag)
+            # A tag that was given before that line is seen now, one given later by the owner.
+            record = read_record(door, fd)
+        if wanted is not None and (record is None or not wanted(*_named(record))):
             return False
         door.write(fd, b"\n" + write_lines([("revoked", "1")]))
         record = record or read_record(door, fd)
@@ -327,6 +345,18 @@ def revoke(door: Door, path: str, wanted: Wanted | None = None) -> bool:
         # A value's scratch is what is published; a path's is a folder that is still built in.
         _take_away(door.unlink, scratch)
     return True
+
+
+def _named(record: Record) -> tuple[str, Sequence[str]]:
+    return record.function, record.tags
+
+
+def _tell_untagged(door: Door, fd: int, tag: str) -> None:
+    """Tell the owner of a claim that entries with a tag are removed, unless it says so."""
+    told = read_all(door, fd)
+    line = ("untagged", tag) if len(told) < _CROWDED else ("revoked", "1")
+    if line not in read_lines(told):
+        door.write(fd, b"\n" + write_lines([line]))
 
 
 def _take_away(step: Callable[..., None], *names: str) -> None:

@@ -194,12 +194,18 @@ def clear(protocol: Protocol) -> int:
     )
 
 
-def remove_where(protocol: Protocol, wanted: Wanted) -> int:
-    """Remove all entries that carry what is wanted, built and being built; return how many."""
+def remove_where(protocol: Protocol, wanted: Wanted, *, tag: str | None = None) -> int:
+    """Remove all entries that carry what is wanted, built and being built; return how many.
+
+    Parameters
+    ----------
+    tag
+        What is wanted, if that is a tag: factories that run may give it yet.
+    """
     layout = protocol.layout
     protocol.flights.detach()
     for path in _paths(layout, is_claim):
-        revoke(layout.door, path, wanted)
+        revoke(layout.door, path, wanted, tag=tag)
     removed = 0
     for path in _paths(layout, is_entry):
         try:

@@ -246,7 +246,7 @@ class Protocol:
             entry.prepare(claim.scratch)
             claim.scratch_made = True
             began = self.door.monotonic()
-            build = Build(self.door, claim.path, claim)
+            build = Build(self.door, claim.path, claim, entry.options.tags)
             outer = None
 
             def run() -> Any:
@@ -270,7 +270,7 @@ class Protocol:
                     return None
                 if entry.options.on_store_error == "bypass" and entry.is_full(error):
                     raise  # to build once more, elsewhere
-                return self._fail(entry, claim, error, self.door.monotonic() - began)
+                return self._fail(entry, build, error, self.door.monotonic() - began)
             finally:
                 build.over = True
                 if outer is not None:
@@ -313,7 +313,7 @@ class Protocol:
             return Outcome(made, stored=False, alone=True)
         except OSError as error:
             if isinstance(error, AtomcacheError):
-                return self._fail(entry, claim, error, took)
+                return self._fail(entry, build, error, took)
             if entry.lost(claim.scratch):
                 self._tell_lost(entry, claim, took, seen)
                 return None
@@ -321,9 +321,9 @@ class Protocol:
             if entry.options.on_store_error == "bypass":
                 logger().warning("%s is not stored: %s", entry.what(), error)
                 return Outcome(entry.keep_apart(made), stored=False)
-            return self._fail(entry, claim, storage_error(entry.what(), entry.path, error), took)
+            return self._fail(entry, build, storage_error(entry.what(), entry.path, error), took)
         except Exception as error:  # a codec's, for a value that it can't store
-            return self._fail(entry, claim, error, took)
+            return self._fail(entry, build, error, took)
         if not won:
             if not build.fetched:
                 self.watch.duplicate(entry.key, entry.what(), entry.path, took)
@@ -348,13 +348,14 @@ class Protocol:
         if there not in (None, seen) or (taken and identify(self.door, claim.path) is not None):
             self.watch.duplicate(entry.key, entry.what(), entry.path, took)
 
-    def _fail(self, entry: Entry, claim: Claim, error: Exception, took: float) -> Outcome:
+    def _fail(self, entry: Entry, build: Build, error: Exception, took: float) -> Outcome:
         """Tell those who sleep on the claim."""
         self.watch.tell("build_failed", entry.key, seconds=took, error=error)
-        if claim.is_mine():
+        claim = build.claim
+        if claim is not None and claim.is_mine():
             try:
                 claim.tell_failure(error)
-                return Outcome(error=error, alone=claim.revoked())
+                return Outcome(error=error, alone=build.revoked())
             except OSError as trouble:
                 logger().warning("those who wait will try themselves: %s", trouble)
         return Outcome(error=error)

@@ -105,6 +105,8 @@ def read_record(door: Door, fd: int) -> Record | None:
         record = Record(fields) if "signed" in fields else None
         if record is not None and "tag" in fields:
             record.tags = tuple(value for name, value in lines if name == "tag")
+            if any(name == "untagged" and value in record.tags for name, value in lines):
+                record.revoked = True
         return record
     except (KeyError, ValueError):
         return None

@@ -420,7 +420,7 @@ def test_a_task_gets_the_old_one_at_once_while_its_loop_builds_anew(cache, clock
 TENANT = contextvars.ContextVar("tenant", default="nobody")
 
 
-@each_kind
+@each_sync_kind
 def test_what_is_built_in_the_background_sees_the_context_of_its_caller(cache, clock, kind):
     options = {"max_age": 60, "stale_for": 60}
     kind.get(cache, lambda: "old", **options)
@@ -432,6 +432,27 @@ def test_what_is_built_in_the_background_sees_the_context_of_its_caller(cache, c
         TENANT.reset(token)
     until(lambda: kind.peek(cache, max_age=60), "it is built anew")
     assert kind.peek(cache, max_age=60) == "acme"
+
+
+@pytest.mark.parametrize("coroutine", [False, True], ids=["function", "coroutine"])
+def test_what_is_built_behind_a_task_sees_its_context(cache, clock, coroutine):
+    options = {"max_age": 60, "stale_for": 60}
+
+    async def tenant():
+        return TENANT.get()
+
+    async def main():
+        TENANT.set("acme")
+        factory = tenant if coroutine else TENANT.get
+        async with asyncio.timeout(PATIENCE):
+            assert await cache.aget_or_create("key", factory, **options) == "old"
+            while cache.get("key", max_age=60) is None:
+                await asyncio.sleep(0.002)
+
+    cache.get_or_create("key", lambda: "old", **options)
+    clock.go_on(90)
+    asyncio.run(main())
+    assert cache.get("key", max_age=60) == "acme"
 
 
 def test_what_is_built_in_the_background_is_no_part_of_the_build_that_asked(cache, clock):

@@ -10,7 +10,7 @@ from itertools import count
 
 import pytest
 
-from atomcache import Cache, DontStore, OptionError, StorageError, current_build
+from atomcache import Cache, DontStore, OptionError, StorageError, _claim, current_build
 from atomcache._door import Door
 from atomcache._flight import Flight
 from atomcache._keys import digest
@@ -488,6 +488,83 @@ def test_a_build_that_tags_itself_is_removed_by_that_tag(cache, kind):
 
     assert kind.get(cache, make, **TAGGED) == "made"
     assert kind.peek(cache) is None
+
+
+@each_kind
+def test_a_build_that_gives_a_tag_after_its_removal_is_not_kept(cache, kind):
+    def make():
+        in_threads(lambda: Cache(cache.directory).remove_tagged("said"))
+        current_build().tag("said")
+        return "made"
+
+    assert kind.get(cache, make, **TAGGED) == "made"
+    assert kind.peek(cache) is None
+    assert leftovers(cache.directory) == []
+
+
+@each_kind
+def test_who_waits_for_a_build_that_gives_a_tag_after_its_removal_builds_anew(crew, cache, kind):
+    builder = crew.start(tag_late, cache, kind)
+    builder.hear("building")
+    assert cache.remove_tagged("said") == 0
+    builder.tell("go on")
+    assert kind.get(cache, lambda: "begun after") == "begun after"
+    assert builder.result() == "begun before"
+    assert kind.peek(cache) == "begun after"
+
+
+def tag_late(line, cache, kind):
+    def make():
+        line.tell("building")
+        line.hear("go on")
+        current_build().tag("said")
+        return "begun before"
+
+    return kind.get(cache, make, **TAGGED)
+
+
+@each_sync_kind
+def test_at_whatever_call_of_a_build_a_late_tag_is_removed_it_does_not_come_back(tmp_path, kind):
+    for number, after in ((call, after) for call in count() for after in (False, True)):
+        cache = Cache(tmp_path / f"{number}{after}", durable=False)
+        door = Meddler(number, after, can_exchange=True)
+        cache._open(door)
+        other = Cache(cache.directory, durable=False)
+        removed = []
+
+        def make(removed=removed):
+            began_before = not removed
+            current_build().tag("said")
+            return "before" if began_before else "after"
+
+        def meddle(other=other, removed=removed):
+            removed.append(other.remove_tagged("said"))
+
+        door.meddle = meddle
+        with contextlib.suppress(FileNotFoundError):  # published and removed before it is read
+            kind.get(cache, make, **TAGGED)
+        door.meddle = None
+        if not removed:
+            break
+        assert kind.peek(cache) in (None, "after"), door.calls
+        assert leftovers(cache.directory) == []
+    assert number > 20
+
+
+def test_a_build_that_is_told_of_very_many_tags_is_given_up_and_not_its_removal(
+    cache, monkeypatch
+):
+    monkeypatch.setattr(_claim, "_CROWDED", 2000)
+
+    def make():
+        other = Cache(cache.directory)
+        in_threads(lambda: [other.remove_tagged(f"tag {number}") for number in range(200)])
+        assert os.stat(claim_of(cache, Value())).st_size < 3000
+        current_build().tag("tag 199")
+        return "made"
+
+    assert cache.get_or_create("key", make) == "made"
+    assert cache.get("key") is None
 
 
 @each_kind
