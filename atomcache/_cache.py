@@ -1013,7 +1013,8 @@ class Cache:
                         f"there is no path of key {describe(key)} to be held, in "
                         f"{self._layout.directory}. Make it first, or pass build= and name="
                     )
-                held = Hold(self._layout, self._layout.entry(digest(PATH, key)))
+                place = self._layout.entry(digest(PATH, key))
+                held = Hold(self._layout.door, place, self._layout.file_mode)
                 if held.share():
                     return path, held
 

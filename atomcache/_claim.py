@@ -408,9 +408,16 @@ def reap(door: Door, path: str, seen: os.stat_result, *, silent: bool) -> bool:
 
 
 def _discard_scratch(door: Door, path: str, record: Record) -> None:
-    """Remove what a dead owner left; last, because it may be large and nobody waits for it."""
-    for suffix in ("", STAGED, REVOKED, REPLACED):
-        discard(door, f"{path}.{record.token}{suffix}")
+    """Remove what a dead owner left; last, because it may be large and nobody waits for it.
+
+    If it was killed just after it exchanged a path, what is staged is what somebody may hold.
+    """
+    from ._hold import discard_replaced
+
+    scratch = f"{path}.{record.token}"
+    discard(door, scratch)
+    suffixes = (STAGED, REVOKED, REPLACED)
+    discard_replaced(door, path[: -len(CLAIM)], *(scratch + suffix for suffix in suffixes))
 
 
 def _remove_unopened(door: Door, path: str, fd: int) -> bool:

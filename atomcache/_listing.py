@@ -285,7 +285,7 @@ class _Sweep:
 
     def scratch(self) -> None:
         for path in _paths(self.layout, lambda name: split_scratch(name) is not None, inputs=True):
-            self.attempt(_remove_orphan, path, self.layout)
+            self.attempt(_remove_orphan, path)
         for path in _paths(self.layout, is_hold):
             self.attempt(remove_stale, path, self.layout)
         for path in _paths(self.layout, is_failure_mark):
@@ -302,7 +302,7 @@ def _remove_old_mark(door: Door, path: str) -> bool:
     return False  # nothing that a dead builder left
 
 
-def _remove_orphan(door: Door, path: str, layout: Layout) -> bool:
+def _remove_orphan(door: Door, path: str) -> bool:
     """Remove a scratch unless the claim that goes with it is still there.
 
     A scratch is made after its claim, and this is called after the scratch was seen, so a
@@ -320,7 +320,7 @@ def _remove_orphan(door: Door, path: str, layout: Layout) -> bool:
             door.close_kept(fd)
         if record is None or token.startswith(record.token):
             return False
-    if is_held(layout, os.path.join(folder, claim[: -len(CLAIM)])):
+    if is_held(door, os.path.join(folder, claim[: -len(CLAIM)])):
         return False
     door.remove_tree(path)
     return True

@@ -24,7 +24,7 @@ from ._entry import Entry
 from ._errors import BuilderError, DontStore, EntryNameError
 from ._freshness import USUAL, Want, expiry, flags_of, fresh, holds, said
 from ._header import HAS_INPUTS, NEVER, Damaged, assemble, glance, parse, read_meta
-from ._hold import is_held
+from ._hold import discard_replaced
 from ._keys import describe, describe_entry
 from ._layout import META
 from ._log import logger
@@ -362,11 +362,14 @@ class PathEntry(Entry):
                     raise Revoked from None
             raise
         finally:
-            if seen is not None and not is_held(self.layout, self.path):
-                discard(door, scratch + REPLACED)
-        if not won or (seen is not None and not is_held(self.layout, self.path)):
-            for suffix in (STAGED, REVOKED):  # what lost, or what was exchanged
-                discard(door, scratch + suffix)
+            if seen is not None:
+                discard_replaced(door, self.path, scratch + REPLACED)
+        names = (staged, scratch + REVOKED)
+        if not won:
+            for name in names:
+                discard(door, name)
+        elif seen is not None:  # what was exchanged
+            discard_replaced(door, self.path, *names)
         if won and self.options.durable:
             self._sync_names()
         return won, Path(os.path.join(self.path, self.name))

@@ -453,7 +453,7 @@ class Upkeep:
 
 def _remove_unless_held(door: Door, layout: Layout, path: str) -> bool:
     """Remove a path entry, and let nobody begin to hold it meanwhile."""
-    hold = Hold(layout, path)
+    hold = Hold(door, path, layout.file_mode)
     if not hold.claim():
         return False
     try:

@@ -6,13 +6,14 @@ import errno
 import os
 import pickle
 import random
+import sys
 import threading
 import time
 
 import pytest
 
 from atomcache import Cache, MissingEntryError, OptionError, _upkeep
-from atomcache._door import Door
+from atomcache._door import APPEND, Door
 from atomcache._keys import digest
 from atomcache._layout import HELD, META
 from atomcache._options import seconds
@@ -1157,6 +1158,88 @@ def test_reap_leaves_what_is_held_though_it_was_replaced(cache):
         cache.reap()
         assert file.read() == b"x" * 1000
     cache.reap()
+    assert leftovers(cache.directory) == []
+
+
+def refresh_and_die(line, directory):
+    class Deadly(Door):
+        def exchange(self, one, other):
+            super().exchange(one, other)
+            line.tell("exchanged")
+            line.hear("never")
+
+    over(Cache(directory), Deadly()).refresh_path("key", make_folder, name="made")
+
+
+WAYS_TO_FIND_THE_DEAD = {
+    "reap": lambda cache: cache.reap(),
+    "refresh": lambda cache: cache.refresh_path("key", make_folder, name="made", durable=False),
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="names can't be exchanged there")
+@pytest.mark.parametrize("way", WAYS_TO_FIND_THE_DEAD)
+def test_what_is_held_outlives_who_is_killed_while_replacing_it(crew, cache, way):
+    ask_folder(cache, "key")
+    with cache.hold("key") as path:
+        folder = os.open(path, os.O_RDONLY)
+        victim = crew.start(refresh_and_die, cache.directory)
+        victim.hear("exchanged")
+        victim.kill()
+        WAYS_TO_FIND_THE_DEAD[way](cache)
+        assert sorted(os.listdir(folder)) == ["0", "1", "2", "3"]
+        os.close(folder)
+    assert leftovers(cache.directory) == []
+
+
+@pytest.mark.parametrize("exchange", [True, False], ids=["exchanged", "moved away"])
+def test_what_was_replaced_under_a_hold_goes_with_the_last_hold(cache, monkeypatch, exchange):
+    door = Door()
+    if not exchange:
+
+        def refuse(one, other):
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+        monkeypatch.setattr(door, "exchange", refuse)
+    over(cache, door)
+    ask_folder(cache, "key")
+    with cache.hold("key") as path:
+        folder = os.open(path, os.O_RDONLY)
+        with cache.hold("key"):
+            for _ in range(3):
+                cache.refresh_path("key", make_folder, name="made", durable=False)
+        assert sorted(os.listdir(folder)) == ["0", "1", "2", "3"]
+        assert len(leftovers(cache.directory)) == 3, "what was replaced"
+        os.close(folder)
+    assert leftovers(cache.directory) == []
+
+
+@pytest.mark.parametrize("step", ["open_kept", "write"])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_hold_that_ends_while_it_is_told_what_was_replaced_leaves_nothing(cache, step, after):
+    door = Door()
+    over(cache, door)
+    ask_folder(cache, "key")
+    manager = Cache(cache.directory).hold("key")
+    manager.__enter__()
+    held = entry_of(cache, "key", b"p") + HELD
+    real = getattr(door, step)
+    told = []
+
+    def meddle(target, given, *more):
+        is_it = given[:9] == b"\nreplaced" if step == "write" else more == ()
+        is_it = is_it and (step == "write" or (target == held and given & APPEND))
+        told.append(is_it)
+        if is_it and not after:
+            manager.__exit__(None, None, None)
+        done = real(target, given, *more)
+        if is_it and after:
+            manager.__exit__(None, None, None)
+        return done
+
+    setattr(door, step, meddle)
+    cache.refresh_path("key", make_folder, name="made", durable=False)
+    assert sum(map(bool, told)) == 1
     assert leftovers(cache.directory) == []
 
 
