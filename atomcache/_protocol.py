@@ -234,6 +234,8 @@ class Protocol:
         try:
             seen = entry.identity()
             published = None if seen is None else self._look(entry, started)
+            if published is None and seen is not None:
+                published = self.stale.under_claim(entry)
             if published is not None:
                 return published
             claim.sign(
@@ -261,6 +263,7 @@ class Protocol:
                     made = self.remote.make(entry, claim, build, started, patience, run)
             except DontStore as answer:
                 made = entry.unstored(claim.scratch, answer.value)
+                self.stale.not_stored(entry)
                 return Outcome(made, stored=False, alone=build.revoked())
             except Exception as error:
                 if error is patience.gave_up:
@@ -351,6 +354,7 @@ class Protocol:
     def _fail(self, entry: Entry, build: Build, error: Exception, took: float) -> Outcome:
         """Tell those who sleep on the claim."""
         self.watch.tell("build_failed", entry.key, seconds=took, error=error)
+        self.stale.failed(entry, error)
         claim = build.claim
         if claim is not None and claim.is_mine():
             try:

@@ -24,7 +24,7 @@ from ._errors import (
     EntryNameError,
     OptionError,
 )
-from ._flight import GivenUp
+from ._flight import GivenUp, Outcome
 from ._freshness import CLOCK_SLACK
 from ._header import NEVER
 from ._layout import failure_mark
@@ -146,26 +146,68 @@ class Stale:
             lead.land(None)
             raise
 
+    def under_claim(self, entry: Entry) -> Outcome | None:
+        """Return the old value if somebody failed to build it anew since the caller looked.
+
+        Those who were to build it one after another would else each fail by themselves.
+        """
+        tolerate = self._tolerated(entry)
+        if tolerate is None or not self._failed_lately(entry):
+            return None
+        old = self._look_for_old(entry, tolerate)
+        if old is MISS:
+            return None
+        self._protocol.watch.tell("stale", entry.key)
+        return Outcome(old)
+
+    def not_stored(self, entry: Entry) -> None:
+        """Note that a factory asked not to be stored; it would be asked anew by each who asks."""
+        if entry.options.stale_for is not None:
+            self._rest(entry.path, entry.options.retry_after)
+
+    def failed(self, entry: Entry, error: Exception) -> None:
+        """Write down, under the claim, that a rebuild failed, so that all processes wait."""
+        if self._tolerated(entry) is None or isinstance(error, _MISTAKES):
+            return
+        try:
+            if entry.identity() is not None:
+                self._mark(entry)
+        except OSError as trouble:
+            logger().warning("other processes will try at once: %s", trouble)
+
+    def _tolerated(self, entry: Entry) -> float | None:
+        """Return how old an answer a caller takes that does not come to build."""
+        given = (entry.options.stale_for, entry.options.stale_on_error)
+        known = [each for each in given if each is not None]
+        return None if entry.anew or not known else max(known)
+
     def _note_failure(self, entry: Entry, error: Exception) -> None:
-        """Write down that a rebuild failed, so that all processes wait before the next."""
+        """Log that a rebuild failed, and see to it that nobody tries again at once."""
         logger().warning("%s could not be built anew: %r", entry.what(), error)
         if len(self._failed) >= _MOST_RESTING:
             self._failed.clear()
         self._failed[entry.path] = self._door.monotonic() + entry.options.retry_after
-        now = self._door.time()
         try:
-            fd = self._door.open(failure_mark(entry.path), NOTE, self._protocol.layout.file_mode)
-            try:
-                self._door.utime(fd, (now, now))
-            finally:
-                self._door.close(fd)
+            if not self._marked_lately(entry):
+                self._mark(entry)
         except OSError as trouble:
             logger().warning("other processes will try at once: %s", trouble)
 
+    def _mark(self, entry: Entry) -> None:
+        now = self._door.time()
+        fd = self._door.open(failure_mark(entry.path), NOTE, self._protocol.layout.file_mode)
+        try:
+            self._door.utime(fd, (now, now))
+        finally:
+            self._door.close(fd)
+
     def _failed_lately(self, entry: Entry) -> bool:
         """Tell whether a rebuild failed less than `retry_after` seconds ago."""
-        if self._failed.get(entry.path, 0.0) > self._door.monotonic():
-            return True
+        resting = self._failed.get(entry.path, 0.0) > self._door.monotonic()
+        return resting or self._marked_lately(entry)
+
+    def _marked_lately(self, entry: Entry) -> bool:
+        """Tell whether any process wrote so down."""
         try:
             failed: float = self._door.stat(failure_mark(entry.path)).st_mtime
         except OSError:
