@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from typing import TypeVar, Unpack
 
     from ._call_key import CallKey as CallKey
+    from ._eviction import Pruned as Pruned
     from ._inputs import InputKey as InputKey
     from ._listing import BuildInfo as BuildInfo
     from ._listing import EntryInfo as EntryInfo
@@ -55,7 +56,6 @@ if TYPE_CHECKING:
     from ._own_codec import Codec as Codec
     from ._statistics import Counts as Counts
     from ._statistics import Stats as Stats
-    from ._upkeep import Pruned as Pruned
     from ._watch import Event as Event
 
     T = TypeVar("T")
@@ -123,7 +123,7 @@ _LATER = {
     "BuildInfo": "_listing",
     "Counts": "_statistics",
     "Event": "_watch",
-    "Pruned": "_upkeep",
+    "Pruned": "_eviction",
     "Stats": "_statistics",
     "Codec": "_own_codec",
     "CallKey": "_call_key",

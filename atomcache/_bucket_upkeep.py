@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ._eviction import Pruned
 from ._header import Damaged
 from ._layout import CLAIM
 from ._object import FOLDER, GONE, REMOVED, Found, tags_folder
-from ._upkeep import Pruned
 
 if TYPE_CHECKING:
     from ._bucket import Listed

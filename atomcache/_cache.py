@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from ._decorate import Memoizer, PathMemoizer
     from ._door import Door
+    from ._eviction import Pruned
     from ._hold import Holding
     from ._listing import BuildInfo, EntryInfo
     from ._memoize import AsyncMemoized, Memoized
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from ._options import CallOptions, DecoratorOptions, Inputs
     from ._protocol import Entry
     from ._statistics import Statistics, Stats
-    from ._upkeep import Pruned, Upkeep
+    from ._upkeep import Upkeep
     from ._waiting import Waiting
     from ._watch import Event
 
@@ -906,7 +907,7 @@ class Cache:
         >>> cache.prune(max_entries=3).removed
         2
         """
-        from ._upkeep import Limits
+        from ._eviction import Limits
 
         limits = Limits(
             size("max_bytes", max_bytes),
@@ -915,11 +916,9 @@ class Cache:
             expired=flag("expired", expired),
         )
         try:
-            pruned = self._keep_up()[0].prune(limits if limits.any() else Limits(*self._limits))
+            return self._keep_up()[0].prune(limits if limits.any() else Limits(*self._limits))
         except OSError as error:
             raise storage_error("the cache", self._layout.directory, error) from error
-        assert pruned is not None
-        return pruned
 
     def prune_remote(
         self,
@@ -1068,7 +1067,8 @@ class Cache:
 
     def _keep_up(self) -> tuple[Upkeep, Statistics]:
         if self._kept_up is None:
-            from ._upkeep import Limits, Upkeep
+            from ._eviction import Limits
+            from ._upkeep import Upkeep
 
             statistics = self._statistics()
             upkeep = Upkeep(self._protocol, Limits(*self._limits), statistics.add_up)

@@ -1,7 +1,8 @@
 """What caches have counted is written down when the process ends.
 
 What it is for: counts live in memory, and a process that ends leaves them to those that go on.
-Nothing is registered before something is counted, and a cache that is gone by then has its
+Nothing is registered before something is counted, and upkeep that is under way gets a moment to
+finish.  A cache that is gone by then has its
 counts written when the next one comes along.  A process that goes on for long, and hits, writes
 now and then, for others to see.
 
@@ -98,6 +99,9 @@ def _write(ended: list[tuple[ref[Ending], Callable[[], Statistics]]]) -> None:
 
 
 def _write_all() -> None:
+    upkeep = sys.modules.get(f"{__package__}._upkeep")
+    if upkeep is not None:
+        upkeep.finish()
     _write(_to_write)
 
 

@@ -47,8 +47,8 @@ class Entry:
         Called if what is there turns out to be damaged.
     asynchronous
         The method of `Cache` that takes coroutine functions.
-    size
-        Bytes that it takes, once it is published.
+    size, size_before
+        Bytes that it takes, once it is published, and those of what it replaces, if anything.
     unusable, replaces, replaced_blob
         For `Remote`: the version in the bucket that turned out to be damaged, the one that is to
         be replaced, and the object that holds that one's content.
@@ -73,6 +73,7 @@ class Entry:
         self.path = layout.entry(digest)
         self.damaged: Callable[[], None] | None = None
         self.size = 0
+        self.size_before: int | None = None
         self.unusable = ""
         self.replaces = ""
         self.replaced_blob = ""
@@ -125,4 +126,6 @@ class Entry:
 
     def identity(self) -> Identity | None:
         """Return what tells the present entry from any later one; `None` if none is there."""
-        return identify(self.door, self.path)
+        found = identify(self.door, self.path)
+        self.size_before = None if found is None else found[2]
+        return found

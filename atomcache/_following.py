@@ -206,7 +206,7 @@ class Follower:
 
 def drop(layout: Layout, path: str) -> bool:
     """Remove an entry of this machine, with what builds it; `False` if somebody holds it."""
-    hold = Hold(layout, path)
+    hold = Hold(layout.door, path, layout.file_mode)
     if not hold.claim():
         return False
     try:

@@ -140,13 +140,21 @@ def read_header(
 
 def stored_name(door: Door, path: str) -> str | None:
     """Return under which name the entry holds what was built, if there is an entry."""
+    name = _stored(door, path).get("name")
+    return name if isinstance(name, str) else None
+
+
+def _stored(door: Door, path: str) -> dict[str, Any]:
+    """Return what the meta of an entry says, if there is one."""
     try:
-        return check_name(read_header(door, os.path.join(path, META))[1].get("name"))
+        meta = read_header(door, os.path.join(path, META))[1]
+        check_name(meta.get("name"))
+        return meta
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        return {}
     except (Damaged, ValueError) as why:  # also for a name that would lead elsewhere
         logger().warning("a damaged entry is built anew: %s: %s", path, why)
-        return None
+        return {}
 
 
 def size_of(door: Door, path: str) -> int:
@@ -266,8 +274,10 @@ class PathEntry(Entry):
             If the key is stored under another name.
         """
         found = super().identity()
-        name = None if found is None else stored_name(self.door, self.path)
-        if name is not None and name != self.name:
+        stored = {} if found is None else _stored(self.door, self.path)
+        self.size_before = None if found is None else int(stored.get("bytes", 0))
+        name = stored.get("name")
+        if isinstance(name, str) and name != self.name:
             raise EntryNameError(
                 f"{self.what()} is stored in {self.path} under the name {name!r}, but asked "
                 f"for as {self.name!r}. Use one name per key, or remove the key first"

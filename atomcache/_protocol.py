@@ -38,6 +38,7 @@ from ._claim import (
 from ._errors import (
     AtomcacheError,
     DontStore,
+    StorageError,
     storage_error,
 )
 from ._failure import again

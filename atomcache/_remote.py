@@ -49,9 +49,9 @@ if TYPE_CHECKING:
     from ._build import Build
     from ._claim import Claim
     from ._door import Door
+    from ._eviction import Pruned
     from ._patience import Patience
     from ._protocol import Entry, Protocol
-    from ._upkeep import Pruned
     from ._watch import Watch
 
 

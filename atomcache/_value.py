@@ -418,6 +418,7 @@ class ValueEntry(Entry):
 
     def _replace(self, scratch: str, value: Any) -> None:
         parts = self._assemble(value, 0.0)
+        self.identity()  # to know how much it replaces
         self._install(
             scratch, parts, lambda: install_file(self.door, scratch, self.path, None, always=True)
         )

@@ -49,7 +49,7 @@ examples:
 
 def run(options: argparse.Namespace) -> int:
     """Remove the least recently used entries."""
-    from .._upkeep import Pruned
+    from .._eviction import Pruned
 
     limits = {
         "max_bytes": options.max_bytes,
