@@ -80,6 +80,7 @@ class Layout:
         self.root = os.path.join(directory, VERSION)
         self.inputs = os.path.join(self.root, "inputs")
         self.upkeep = os.path.join(self.root, "upkeep")
+        self.statistics = os.path.join(self.root, "stats")
         self.shared = shared
         self.folder_mode = 0o777 if shared else 0o700
         self.file_mode = 0o666 if shared else 0o600

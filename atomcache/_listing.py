@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import stat
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from ._claim import (
@@ -42,9 +43,13 @@ if TYPE_CHECKING:
     from ._header import Header
     from ._layout import Layout
     from ._protocol import Protocol
+    from ._record import Record
 
 
 _LONGEST_RETRY = 86_400.0
+
+_MOMENT = 3600.0
+"""Seconds after which nobody is still writing a file of a few lines."""
 
 SILENT_LEASES = 10
 """Leases without a heartbeat after which a sweep takes an owner for dead that can't be
@@ -251,20 +256,33 @@ class _Sweep:
 
     def claims(self) -> None:
         young = []
-        for path in _paths(self.layout, is_claim):
-            found, signed = _look_at_claim(self.door, path)
+        pruner = os.path.join(self.layout.upkeep, "prune" + CLAIM)
+        for path in chain(_paths(self.layout, is_claim), [pruner]):
+            found, record = _look_at_claim(self.door, path)
             if found is None:
                 continue
-            silent = signed and self.silent_for(path, found) > SILENT_LEASES * LEASE
+            signed = record is not None
+            silent = record is not None and self.silent(path, found, record)
             if self.attempt(reap, path, found, silent=silent) or signed:
                 continue
             young.append((path, found))
         if young:
             self.door.sleep(NEWBORN_GRACE)
         for path, before in young:
-            found, signed = _look_at_claim(self.door, path)
-            if found is not None and not signed and appearance(found) == appearance(before):
+            found, record = _look_at_claim(self.door, path)
+            if found is not None and record is None and appearance(found) == appearance(before):
                 self.attempt(reap, path, found, silent=True)
+
+    def silent(self, path: str, found: os.stat_result, record: Record) -> bool:
+        """Tell whether the owner of a claim that can't be seen has been silent for too long.
+
+        A sign of life from the future proves that the clock was set back, and nothing else; but
+        of this machine before it was restarted nobody is left to give another one.
+        """
+        seconds = self.silent_for(path, found)
+        door = self.door
+        restarted = record.host == door.host() and record.boot != door.boot_id()
+        return (abs(seconds) if restarted else seconds) > SILENT_LEASES * LEASE
 
     def silent_for(self, path: str, found: os.stat_result) -> float:
         """Return for how many seconds a claim has been silent, by the filesystem's own clock.
@@ -290,6 +308,11 @@ class _Sweep:
             self.attempt(remove_stale, path, self.layout)
         for path in _paths(self.layout, is_failure_mark):
             self.attempt(_remove_old_mark, path)
+        statistics = self.layout.statistics
+        written = [os.path.join(statistics, name) for name in _names(self.door, statistics)]
+        half_written = [path for path in written if os.path.basename(path)[:1] == "."]
+        for path in (*half_written, os.path.join(self.layout.upkeep, "count.new")):
+            self.attempt(_remove_half_written, path)
 
 
 def _remove_old_mark(door: Door, path: str) -> bool:
@@ -300,6 +323,17 @@ def _remove_old_mark(door: Door, path: str) -> bool:
     except FileNotFoundError:
         return False
     return False  # nothing that a dead builder left
+
+
+def _remove_half_written(door: Door, path: str) -> bool:
+    """Remove what is written in a moment and then renamed, if that moment is long ago."""
+    try:
+        if abs(door.time() - door.lstat(path).st_mtime) > _MOMENT:
+            door.remove_tree(path)
+            return True
+    except FileNotFoundError:
+        return False
+    return False
 
 
 def _remove_orphan(door: Door, path: str) -> bool:
@@ -326,13 +360,13 @@ def _remove_orphan(door: Door, path: str) -> bool:
     return True
 
 
-def _look_at_claim(door: Door, path: str) -> tuple[os.stat_result | None, bool]:
-    """Return what a claim looks like, if it is there, and whether it is signed."""
+def _look_at_claim(door: Door, path: str) -> tuple[os.stat_result | None, Record | None]:
+    """Return what a claim looks like, if it is there, and its record, if it is signed."""
     fd = open_claim(door, path)
     if fd is None:
-        return None, False
+        return None, None
     try:
-        return door.fstat(fd), read_record(door, fd) is not None
+        return door.fstat(fd), read_record(door, fd)
     finally:
         door.close_kept(fd)
 
@@ -341,13 +375,16 @@ def _paths(
     layout: Layout, wanted: Callable[[str], bool], *, inputs: bool = False
 ) -> Iterator[str]:
     for shard in layout.shards(inputs=inputs):
-        try:
-            names = layout.door.listdir(shard)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        for name in names:
+        for name in _names(layout.door, shard):
             if wanted(name):
                 yield os.path.join(shard, name)
+
+
+def _names(door: Door, folder: str) -> list[str]:
+    try:
+        return door.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _inspect(door: Door, path: str) -> EntryInfo:

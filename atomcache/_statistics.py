@@ -116,7 +116,7 @@ class Statistics:
         self._door = door
         self._layout = layout
         self._watch = watch
-        self._folder = os.path.join(layout.root, "stats")
+        self._folder = layout.statistics
         self._next_write = 0.0
         self._busy = allocate_lock()
         self._forget()

@@ -1269,6 +1269,67 @@ def test_reap_sweeps_what_dead_builders_left_of_keys_that_nobody_asks_for(crew, 
     assert leftovers(cache.directory) == []
 
 
+def test_reap_removes_what_a_killed_pruner_and_what_killed_processes_left(crew, tmp_path):
+    cache = Cache(tmp_path / "cache")
+    fill_with_all_kinds(cache)
+    victim = crew.start(prune_slowly, cache.directory, "scandir")
+    victim.hear("stopped")
+    os.makedirs(cache._layout.statistics, exist_ok=True)
+    left = [os.path.join(cache._layout.statistics, ".1-ab"), mark(cache, "count.new")]
+    young = os.path.join(cache._layout.statistics, ".2-cd")
+    for path in (*left, young):
+        with open(path, "wb"):
+            pass
+    for path in left:
+        os.utime(path, (time.time() - DAY, time.time() - DAY))
+    assert cache.reap() == 2
+    assert os.path.exists(mark(cache, "prune.temp")), "it lives"
+    victim.kill()
+    assert cache.reap() == 1
+    assert not any(map(os.path.exists, [*left, mark(cache, "prune.temp")]))
+    assert os.path.exists(young)
+
+
+def die_before_a_restart(line, directory, host):
+    door = Door()
+    door.boot_id = lambda: "an earlier life"
+    door.host = lambda: host
+    over(Cache(directory), door).get_or_create("key", lambda: line.tell("building") or line.hear())
+
+
+@pytest.mark.parametrize("ahead", [-DAY, DAY], ids=["long ago", "ahead"])
+def test_a_claim_from_before_a_restart_is_reaped_whatever_its_time(crew, cache, ahead):
+    own = Door().host()
+    for host, reaped in ((own, 1), ("another", int(ahead < 0))):
+        victim = crew.start(die_before_a_restart, cache.directory, host)
+        victim.hear("building")
+        victim.kill()
+        (claim,) = leftovers_of_claims(cache)
+        os.utime(claim, (time.time() + ahead, time.time() + ahead))
+        assert cache.reap() == reaped
+
+
+def test_a_sweep_that_fails_is_tried_again_before_a_day_is_over(crew, timed, clock):
+    ask_value(timed, "first")
+    rest()
+    start_and_kill(crew, timed, 1)
+    clock.ahead += DAY + 1
+    add_up = timed._statistics().add_up
+
+    def fail():
+        raise OSError(errno.EIO, "the disk has a bad day")
+
+    timed._keep_up()[0]._add_up = fail
+    ask_value(timed, "second")
+    rest()
+    timed._keep_up()[0]._add_up = add_up
+    marked = os.stat(mark(timed, "swept")).st_mtime
+    clock.ahead += 2 * HOUR
+    ask_value(timed, "third")
+    rest()
+    assert os.stat(mark(timed, "swept")).st_mtime - marked > DAY / 2
+
+
 def test_reap_leaves_what_is_held_though_it_was_replaced(cache):
     ask_file(cache, "key")
     with cache.hold("key") as path, path.open("rb") as file:
