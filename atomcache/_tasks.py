@@ -38,6 +38,7 @@ from ._publish import LARGE, MISS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ._door import Door
     from ._flight import Flight
     from ._protocol import Entry, Protocol
 
@@ -168,7 +169,7 @@ class _Making:
 async def get(protocol: Protocol, entry: Entry, errand: Errand, started: float) -> Any:
     """Return an entry's value or path as `Protocol.get` does, without blocking the loop."""
     protocol.miss(entry)
-    old = protocol.stale.serve(entry, _start_thread)
+    old = protocol.stale.serve(entry, lambda build: _start_behind(protocol.door, build))
     if old is not MISS:
         return old
     try:
@@ -298,6 +299,21 @@ def _start_thread(function: Callable[[], None]) -> None:
     100 ms when 50 were started at once.
     """
     start_new_thread(function, ())
+
+
+def _start_behind(door: Door, build: Callable[[], None]) -> None:
+    """Run a build in a thread that the process waits for, without the loop waiting for its start.
+
+    A coroutine's build ends when its loop does; so the process does not wait for long.
+    """
+
+    def start() -> None:
+        try:
+            door.start_thread(build)
+        except RuntimeError:  # the interpreter ends, or there are no more threads but this one
+            build()
+
+    _start_thread(start)
 
 
 async def _answer(answer: asyncio.Future[Any], errand: Errand) -> Any:
