@@ -10,6 +10,7 @@ factory; `OptionError` for what is no age, tag, or number.
 
 from __future__ import annotations
 
+import math
 import os
 from contextvars import ContextVar
 
@@ -33,6 +34,28 @@ that a build of any length writes some hundred lines."""
 
 class Build:
     """A build that is under way; a factory gets its own by `current_build`."""
+
+    # Without these, `current_build().maxage = 5` would be taken and mean nothing.
+    __slots__ = (
+        "__weakref__",
+        "_began",
+        "_claim",
+        "_door",
+        "_given",
+        "_max_age",
+        "_next_report",
+        "_path",
+        "behind",
+        "ended",
+        "fetched",
+        "has_max_age",
+        "inputs",
+        "lost_claim",
+        "over",
+        "tags",
+        "took",
+        "waits",
+    )
 
     def __init__(
         self, door: Door, path: str, claim: Claim | None, tags: tuple[str, ...] = ()
@@ -135,9 +158,7 @@ class Build:
         OptionError
             If these are not numbers and text.
         """
-        numbers = (done,) if total is None else (done, total)
-        if not all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers):
-            raise OptionError(f"progress takes numbers, not {describe((done, total))}")
+        done, total = _number(done), None if total is None else _number(total)
         if not isinstance(note, str):
             raise OptionError(f"the note of a progress must be text, not {describe(note)}")
         now = self._door.monotonic()
@@ -146,7 +167,7 @@ class Build:
             return
         self._reported_end = done if done == total else None
         self._next_report = now + max(_PROGRESS_PAUSE, (now - self._began) / 50)
-        told = f"{float(done)!r} {'' if total is None else repr(float(total))} {note[:200]}"
+        told = f"{done!r} {'' if total is None else repr(total)} {note[:200]}"
         self._tell([("progress", told)])
 
     def _tell(self, lines: list[tuple[str, str]]) -> None:
@@ -179,6 +200,19 @@ class Build:
     def age_limit(self, default: float | None) -> float | None:
         """Return after how many seconds what is built expires."""
         return self._max_age if self.has_max_age else default
+
+
+def _number(given: Any) -> float:
+    """Return any kind of number, such as numpy's, as a float."""
+    known = isinstance(given, int | float) or hasattr(given, "__float__")
+    if not known or isinstance(given, bool):
+        raise OptionError(f"progress takes numbers, not {describe(given)}")
+    try:
+        return float(given)
+    except OverflowError:
+        return math.inf if given > 0 else -math.inf
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"progress takes numbers, not {describe(given)}") from error
 
 
 running: ContextVar[tuple[Build, ...]] = ContextVar("atomcache_building", default=())

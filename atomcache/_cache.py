@@ -982,6 +982,8 @@ class Cache:
 
         Raises
         ------
+        OptionError, KeyTypeError
+            At once, for an argument that can't be right.
         MissingEntryError
             At the start of the block, if there is none, and no `build` is given.
         Exception
@@ -999,12 +1001,17 @@ class Cache:
         """
         from ._hold import Hold, Holding
 
+        if build is not None:
+            check_callable("build", build)
+            if name is None:
+                raise OptionError("hold needs a name= for what build= makes")
+        self._changed(options)
+        digest(PATH, key)
+
         def hold() -> tuple[Path, Hold]:
             while True:
-                if build is None:
+                if build is None or name is None:
                     path = self.get_path(key, **options)
-                elif name is None:
-                    raise OptionError("hold needs a name= for what build= makes")
                 else:
                     path = self.get_or_create_path(key, build, name=name, **options)
                 if path is None:

@@ -163,7 +163,9 @@ def seconds(name: str, value: object) -> float | None:
     """Check a length of time and return it in seconds; `None` stays `None`."""
     if value is None:
         return None
-    length = value.total_seconds() if hasattr(value, "total_seconds") else value
+    length = value
+    if hasattr(value, "total_seconds") and not isinstance(value, type):
+        length = value.total_seconds()
     if isinstance(value, str):
         length = _parse_seconds(name, value)
     if isinstance(length, bool) or not isinstance(length, int | float):

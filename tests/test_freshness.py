@@ -471,6 +471,19 @@ def test_what_is_built_in_the_background_is_no_part_of_the_build_that_asked(cach
     assert len(cache.get_or_create("whole", whole)) == 1
 
 
+def test_an_attribute_that_a_build_does_not_have_is_an_error_and_not_ignored(cache):
+    def make():
+        current_build().maxage = 5
+
+    with pytest.raises(AttributeError, match="maxage"):
+        cache.get_or_create("key", make)
+
+
+def test_the_class_of_lengths_of_time_is_none(cache):
+    with pytest.raises(OptionError, match="max_age"):
+        cache.get_or_create("key", int, max_age=timedelta)
+
+
 @each_kind
 def test_beyond_stale_for_those_who_ask_wait_for_the_new_one(cache, clock, make, kind):
     kind.get(cache, make)
@@ -582,6 +595,36 @@ def test_a_process_that_ends_right_after_an_old_answer_finishes_the_new_one(
         rest = process.communicate("go on\n", timeout=PATIENCE)
     assert (process.returncode, rest) == (code, ("", ""))
     assert kind.peek(cache, max_age=60) == "new"
+    assert leftovers(cache.directory) == []
+
+
+LOOP_AND_FUNCTION = """
+import asyncio, sys, threading, time
+from atomcache import Cache
+
+def make():
+    sys.stdin.readline()
+    deadline = time.monotonic() + 30
+    while threading.main_thread().is_alive() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    return "new"
+
+cache = Cache(sys.argv[1], max_age=60, stale_for=3600)
+print(asyncio.run(cache.aget_or_create("key", make)), flush=True)
+while not list(cache.builds()):
+    time.sleep(0.002)
+"""
+
+
+def test_a_loop_that_ends_right_after_an_old_answer_finishes_what_a_function_makes(cache, clock):
+    clock.jump(-90)
+    cache.get_or_create("key", lambda: "old")
+    clock.jump(90)
+    with start_script(LOOP_AND_FUNCTION, cache.directory) as process:
+        assert process.stdout.readline() == "old\n"
+        rest = process.communicate("go on\n", timeout=PATIENCE)
+    assert (process.returncode, rest) == (0, ("", ""))
+    assert cache.get("key", max_age=60) == "new"
     assert leftovers(cache.directory) == []
 
 

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from atomcache import Cache, MissingEntryError, OptionError, _eviction
+from atomcache import Cache, KeyTypeError, MissingEntryError, OptionError, _eviction
 from atomcache._door import APPEND, Door
 from atomcache._keys import digest
 from atomcache._layout import HELD, META
@@ -998,6 +998,21 @@ def test_a_hold_makes_what_is_not_there(cache):
 
 def never(target):
     raise AssertionError("made a second time")
+
+
+WRONG_HOLDS = {
+    "key": ((object(),), {}, KeyTypeError),
+    "option": (("key",), {"maxage": 5}, OptionError),
+    "no name": (("key", make_file), {}, OptionError),
+    "no builder": (("key", "make"), {"name": "made"}, OptionError),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_HOLDS.values(), ids=WRONG_HOLDS)
+def test_a_hold_is_checked_at_the_call(cache, wrong):
+    given, named, error = wrong
+    with pytest.raises(error):
+        cache.hold(*given, **named)
 
 
 def test_a_hold_of_nothing_says_so(cache):

@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import gc
 import logging
+import math
 import os
 import re
 import resource
@@ -15,8 +16,10 @@ import sys
 import textwrap
 import threading
 import time
+from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from atomcache import (
@@ -27,6 +30,7 @@ from atomcache import (
     DontStore,
     Event,
     KeyTypeError,
+    OptionError,
     StorageError,
     _ending,
     _watch,
@@ -299,6 +303,34 @@ def test_progress_is_told_as_it_was_reported(crew, cache, progress):
     assert (build.done, build.total, build.note) == progress
     builder.tell("go on")
     builder.result()
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ((np.int64(3), 10), (3, 10)),
+        ((np.float32(0.5), np.int32(1)), (0.5, 1)),
+        ((10**400, None), (math.inf, None)),
+        ((-(10**400), Decimal("1.5")), (-math.inf, 1.5)),
+    ],
+    ids=repr,
+)
+def test_any_kind_of_number_is_told_as_progress(cache, given, told):
+    seen = []
+
+    def factory():
+        current_build().progress(*given)
+        seen.extend((build.done, build.total) for build in cache.builds())
+        return "built"
+
+    assert cache.get_or_create("key", factory) == "built"
+    assert seen == [told]
+
+
+@pytest.mark.parametrize("given", ["3", None, True, 1j, b"1", [1], np.ones(2)], ids=repr)
+def test_what_is_no_number_is_refused_as_progress(cache, given):
+    with pytest.raises(OptionError, match="progress"):
+        cache.get_or_create("key", lambda: current_build().progress(given))
 
 
 def test_of_many_reports_the_last_is_told_if_it_says_done(cache):
