@@ -121,7 +121,8 @@ class BuildInfo:
     done, total, note
         How far it is, if the factory reports that by `Build.progress`.
     waiting
-        How many processes wait for it on this machine; `None` where the system does not tell.
+        How many processes wait for it on this machine; `None` where the system does not tell.  Who
+        gave up by a timeout counts until the build ends: a sleep in a lock can't be ended.
     tags, function
         As in `EntryInfo`.
     """
@@ -147,8 +148,11 @@ def builds(layout: Layout) -> Iterator[BuildInfo]:
         if record is None:
             continue
         try:
-            inode = layout.door.lstat(path).st_ino
+            found = layout.door.lstat(path)
         except FileNotFoundError:
+            continue
+        silent_for = layout.door.time() - found.st_mtime
+        if silent_for > SILENT_LEASES * LEASE and not record.lock_is_proof(layout.door, found):
             continue
         done, total, note = progress_of(record.progress)
         yield BuildInfo(
@@ -160,7 +164,7 @@ def builds(layout: Layout) -> Iterator[BuildInfo]:
             done=done,
             total=total,
             note=note,
-            waiting=None if waiting is None else len(waiting.get(inode, ())),
+            waiting=None if waiting is None else len(waiting.get(found.st_ino, ())),
             tags=record.tags,
             function=record.function,
         )

@@ -265,6 +265,8 @@ class Protocol:
             except DontStore as answer:
                 made = entry.unstored(claim.scratch, answer.value)
                 self.stale.not_stored(entry)
+                seconds = self.door.monotonic() - began
+                self.watch.tell("not_stored", entry.key, seconds=seconds)
                 return Outcome(made, stored=False, alone=build.revoked())
             except Exception as error:
                 if error is patience.gave_up:
@@ -314,6 +316,8 @@ class Protocol:
                 return published  # it was set meanwhile
             logger().info("not kept, because it was removed meanwhile: %s", entry.what())
             made = entry.keep_revoked(claim.scratch, made)
+            if not build.fetched:
+                self.watch.tell("not_stored", entry.key, seconds=took)
             return Outcome(made, stored=False, alone=True)
         except OSError as error:
             if isinstance(error, AtomcacheError):
@@ -324,6 +328,8 @@ class Protocol:
             self.watch.tell("error", entry.key, error=error)
             if entry.options.on_store_error == "bypass":
                 logger().warning("%s is not stored: %s", entry.what(), error)
+                if not build.fetched:
+                    self.watch.tell("not_stored", entry.key, seconds=took)
                 return Outcome(entry.keep_apart(made), stored=False)
             return self._fail(entry, build, storage_error(entry.what(), entry.path, error), took)
         except Exception as error:  # a codec's, for a value that it can't store

@@ -53,6 +53,8 @@ if TYPE_CHECKING:
             Entries whose checksum was wrong.
         errors
             Calls for which the cache folder could not be read or written.
+        not_stored
+            Factories that ended with a value that was not to be kept.
         requests
             What was asked of the bucket.
         seconds_saved
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
         evictions: int = 0
         corrupt: int = 0
         errors: int = 0
+        not_stored: int = 0
         requests: int = 0
         seconds_saved: float = 0.0
         seconds_built: float = 0.0
@@ -93,9 +96,9 @@ if TYPE_CHECKING:
 else:
     _NAMES = (
         "hits misses builds failures duplicates fetched waits takeovers stale evictions "
-        "corrupt errors requests seconds_saved seconds_built"
+        "corrupt errors not_stored requests seconds_saved seconds_built"
     )
-    Counts = namedtuple("Counts", _NAMES, defaults=(*[0] * 13, 0.0, 0.0))
+    Counts = namedtuple("Counts", _NAMES, defaults=(*[0] * 14, 0.0, 0.0))
     Stats = namedtuple("Stats", "process everyone")
 
 _PAUSE = 10.0
@@ -149,6 +152,7 @@ class Statistics:
             evictions=int(told["evicted"]),
             corrupt=int(told["corrupt"]),
             errors=int(told["error"]),
+            not_stored=int(told["not_stored"]),
             requests=self._watch.requests(),
             seconds_saved=told["seconds_saved"],
             seconds_built=told["seconds_built"],

@@ -36,6 +36,7 @@ KINDS = (
     "build_finished",
     "build_failed",
     "duplicate",
+    "not_stored",
     "fetched",
     "waited",
     "taken_over",
@@ -66,8 +67,10 @@ class Event:
     kind
         ``"hit"``; ``"miss"``; ``"build_started"``, ``"build_finished"`` and
         ``"build_failed"``; ``"duplicate"``, it was built, but somebody else had published it
-        meanwhile; ``"fetched"``, it came from the bucket; ``"waited"`` for somebody else's
-        build; ``"taken_over"`` from a builder that died; ``"reaped"``, what dead builders left;
+        meanwhile; ``"not_stored"``, the factory asked for that, or the entry was removed
+        meanwhile, or it can't be written; ``"fetched"``, it came from the bucket;
+        ``"waited"`` for somebody else's build; ``"taken_over"`` from a builder that died;
+        ``"reaped"``, what dead builders left;
         ``"evicted"``, to make room; ``"corrupt"``, an entry whose checksum is wrong;
         ``"stale"``, an old value was served;
         ``"error"``, the cache folder could not be read or written.

@@ -19,7 +19,7 @@ from opentelemetry.trace import StatusCode
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from atomcache import Cache, CodecError, DontStore
+from atomcache import Cache, CodecError, DontStore, current_build
 from atomcache.contrib import BUCKETS, opentelemetry, prometheus
 
 from .crew import PATIENCE
@@ -213,6 +213,18 @@ def test_every_build_that_is_not_kept_is_a_span_that_ends(cache, telemetry):
     end()
     outcomes = [span.attributes["outcome"] for span in telemetry.spans()]
     assert outcomes == ["stored", "failed", "not_stored", "not_stored"]
+
+
+def test_a_build_that_is_not_kept_is_over_at_once(cache, telemetry):
+    telemetry.instrument(cache)
+    held = []
+
+    def factory():
+        held.append(current_build())  # which outlives the build
+        raise DontStore("not now")
+
+    cache.get_or_create("refused", factory)
+    assert [span.attributes["outcome"] for span in telemetry.spans()] == ["not_stored"]
 
 
 def test_a_build_that_is_not_kept_is_told_with_the_next_event(cache, telemetry):

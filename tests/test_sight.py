@@ -390,6 +390,27 @@ def test_a_dead_builder_is_not_listed(crew, cache):
     assert list(cache.builds()) == []
 
 
+def build_before_a_restart(line, directory):
+    door = Door()
+    door.boot_id = lambda: "an earlier life of this machine"
+    cache = Cache(directory)
+    cache._open(door)
+    cache.get_or_create("key", lambda: line.tell("building") or line.hear())
+
+
+def test_a_builder_that_can_not_be_seen_is_listed_for_as_long_as_it_shows_signs_of_life(
+    crew, cache
+):
+    builder = crew.start(build_before_a_restart, cache.directory)
+    builder.hear("building")
+    assert [build.key for build in cache.builds()] == ["key"]
+    builder.kill()
+    claim = cache._layout.entry(digest(b"v", "key")) + ".temp"
+    week_ago = time.time() - 7 * 86_400
+    os.utime(claim, (week_ago, week_ago))
+    assert list(cache.builds()) == []
+
+
 def test_a_stopped_builder_is_listed(crew, cache):
     builder = crew.start(ask, cache)
     builder.hear("building")
@@ -1357,10 +1378,19 @@ def test_a_build_that_is_not_to_be_stored_is_not_told_as_finished(cache, events)
         raise DontStore("unknown")
 
     assert cache.get_or_create("key", factory) == "unknown"
-    assert kinds(events)[:2] == ["miss", "build_started"]
-    assert "build_finished" not in kinds(events)
-    assert "build_failed" not in kinds(events)
+    assert kinds(events) == ["miss", "build_started", "not_stored"]
+    assert only(events, "not_stored").seconds >= 0
     assert cache.stats().process[:4] == (0, 1, 0, 0)
+    assert (cache.stats().process.not_stored, everyone(cache).not_stored) == (1, 1)
+
+
+def test_a_build_whose_entry_was_removed_meanwhile_is_told_as_not_stored(cache, events):
+    def factory():
+        Cache(cache.directory).remove("key")
+        return "built"
+
+    assert cache.get_or_create("key", factory) == "built"
+    assert kinds(events) == ["miss", "build_started", "not_stored"]
 
 
 def test_an_event_shows_what_it_tells():

@@ -72,9 +72,9 @@ class Running:
 class Builds:
     """The builds of this process that are under way, each of which ends exactly once.
 
-    A build that is not kept ends without an event; it is over when nobody has its `Build` any
-    more.  The garbage collector tells that, in the middle of anything, so the adapter hears of
-    it with the next event or `catch_up`.
+    A build whose caller is interrupted ends without an event; it is over when nobody has its
+    `Build` any more.  The garbage collector tells that, in the middle of anything, so the
+    adapter hears of it with the next event or `catch_up`.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ class Builds:
             self._end(event, STORED)
         elif event.kind == "build_failed":
             self._end(event, FAILED)
-        elif event.kind == "duplicate":
+        elif event.kind in ("duplicate", "not_stored"):
             self._end(event, NOT_STORED)
 
     def catch_up(self) -> None:

@@ -15,6 +15,7 @@ What it is for: a `Collector`, registered with a registry of `prometheus_client`
 ``atomcache_evictions_total``         counter    entries removed to make room
 ``atomcache_corrupt_total``           counter    entries whose checksum was wrong
 ``atomcache_errors_total``            counter    calls that could not read or write the folder
+``atomcache_not_stored_total``        counter    factories whose value was not to be kept
 ``atomcache_saved_seconds_total``     counter    hits, each times the seconds its build took
 ``atomcache_built_seconds_total``     counter    what the builds took
 ``atomcache_build_seconds``           histogram  how long builds took, by ``outcome``
@@ -97,6 +98,7 @@ _COUNTERS = {
     "evictions": ("evictions", "Entries removed to make room"),
     "corrupt": ("corrupt", "Entries whose checksum was wrong"),
     "errors": ("errors", "Calls that could not read or write the folder"),
+    "not_stored": ("not_stored", "Factories whose value was not to be kept"),
     "requests": ("requests", "What was asked of the bucket"),
     "seconds_saved": ("saved_seconds", "Hits, each times the seconds its build took"),
     "seconds_built": ("built_seconds", "Seconds that builds took"),
