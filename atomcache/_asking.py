@@ -335,6 +335,7 @@ class Asking:
             except OSError as error:  # gone since, or a filesystem that can't be written
                 logger().info("the use of an entry is not recorded: %s: %s", path, error)
             self._ending.write_sometimes()
+            self._protocol.used()
         self._watch.used(path, took, hit=hit)
 
     def _fetch_file(self, key: object, chosen: Options, default: Any) -> Any:

@@ -93,7 +93,8 @@ class Cache:
         Number of entries beyond which, likewise.
     max_idle : float, timedelta or str, optional
         Seconds, or such as ``"30d"``, without use after which an entry is removed.  Use is
-        known to the hour.
+        known to the hour, so an entry goes an hour later at the earliest, when a process that
+        goes on publishes or hits.
     on_wait : callable, optional
         Called with a `Waiting` some ten times a second, from a thread, while anything in this
         process waits for somebody else's build, and once more, with ``over`` set, when it has
@@ -225,6 +226,8 @@ class Cache:
         self._file = self._asking.file
         if door.upkeep:
             self._protocol.published = self._published
+            if self._limits[2] is not None:
+                self._protocol.used = self._used
 
     @classmethod
     def for_app(cls, name: str, **parameters: Any) -> Cache:
@@ -1093,6 +1096,13 @@ class Cache:
         statistics.write_sometimes()
         if self._protocol.remote is not None:
             self._protocol.remote.follow()
+
+    def _used(self) -> None:
+        """See to idle entries also where nothing is published any more."""
+        try:
+            self._keep_up()[0].used()
+        except OSError as error:
+            logger().warning("the cache's upkeep failed: %s", error)
 
     def _remove(self, kind: bytes, key: object) -> bool:
         name = digest(kind, key)

@@ -99,6 +99,7 @@ class Protocol:
         self.circles = Circles(layout)
         self.stale = Stale(self)
         self.published: Callable[[Entry], None] = lambda entry: None
+        self.used: Callable[[], None] = lambda: None
         self.start_behind: Callable[[Callable[[], None]], None] = door.start_thread
         self.remote: Remote | None = None
         self.on_wait: Callable[[Waiting], object] | None = None

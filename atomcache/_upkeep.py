@@ -122,7 +122,7 @@ class Upkeep:
         self._eviction = Eviction(protocol.layout, protocol.watch)
         self._swept = os.path.join(self._layout.upkeep, "swept")
         self._next_look = 0.0
-        self._next_trim = 0.0
+        self._next_trim = self._next_idle = 0.0
         self._busy = 0
 
     def _at_work(self) -> bool:
@@ -142,21 +142,31 @@ class Upkeep:
         except OSError as error:
             logger().warning("the cache's upkeep failed: %s", error)
 
+    def used(self) -> None:
+        """Look whether entries are idle, at a hit, at most every ten minutes."""
+        idle = self._limits.max_idle
+        if idle is None or self._at_work() or self._door.monotonic() < self._next_idle:
+            return
+        self._next_idle = self._door.monotonic() + _LOOK_PAUSE
+        if self._idle_due(idle):
+            self._behind(self._trim)
+
     def _fill(self) -> float:
         return self._limits.fill(self._count.size, self._count.entries)
 
     def _keep_within(self, published: str) -> None:
         """See to it that somebody prunes if it is time, and help if it is high time."""
-        idle = self._limits.max_idle
+        limits = self._limits
         if (
-            self._limits.any()
+            limits.any()
             and not self._at_work()
             and self._door.monotonic() >= self._next_trim
+            # First, because it leaves a mark from which the time is counted.
             and (
-                not self._count.counted
+                (limits.max_idle is not None and self._idle_due(limits.max_idle))
+                or not self._count.counted
                 or self._count.long
                 or self._fill() > _TRIGGER
-                or (idle is not None and self._idle_due(idle))
             )
         ):
             self._behind(self._trim)

@@ -645,6 +645,18 @@ def test_idle_entries_go_by_themselves(tmp_path, clock):
     assert "unused" not in keys(cache)
 
 
+def test_idle_entries_go_though_nothing_is_published_any_more(tmp_path, clock):
+    cache = over(Cache(tmp_path / "cache", max_idle="30d"), clock)
+    ask_value(cache, "unused")
+    ask_value(cache, "used")
+    rest()
+    for _ in range(40):
+        clock.ahead += DAY
+        ask_value(cache, "used")
+        rest()
+    assert keys(cache) == ["used"]
+
+
 def test_a_limit_of_idleness_alone_does_not_walk_the_cache_at_each_publication(tmp_path, clock):
     cache = over(Cache(tmp_path / "cache", max_idle="30d"), clock)
     for number in range(30):
