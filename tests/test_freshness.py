@@ -427,7 +427,8 @@ def test_what_is_built_in_the_background_sees_the_context_of_its_caller(cache, c
     clock.go_on(90)
     token = TENANT.set("acme")
     try:
-        assert kind.get(cache, TENANT.get, **options) == "old"
+        # What stands at a path may be new by the time that it is read.
+        assert kind.get(cache, TENANT.get, **options) in ("old", "acme")
     finally:
         TENANT.reset(token)
     until(lambda: kind.peek(cache, max_age=60), "it is built anew")
