@@ -9,6 +9,7 @@ story is that of `_protocol`, with a store's own primitives::
     build     run the factory, while a thread renews the claim: an update that succeeds only
               if nobody else has touched it
     publish   a put of data that succeeds only if nobody was first, nor has it changed
+    release   an update of the claim that says that it is over, if it is still ours
     wait      look at the claim, less and less often
     reap      a claim that has not changed for its whole lease, by our own clock, is taken
               over by an update that succeeds only for the first

@@ -720,6 +720,22 @@ def test_a_dead_machine_is_replaced_soon_after_its_lease(site, lease):
     assert requests(waiter) < 40
 
 
+def test_a_machine_that_dies_after_a_long_build_is_replaced_as_soon(site):
+    dead_claim(site, lease=1)
+    waiter, door = site.machine("c", lease=1), Virtual()
+    dies = door.now + 600
+
+    def sleep(seconds):
+        Virtual.sleep(door, seconds)
+        if door.now < dies:
+            dead_claim(site, lease=1)  # as it is renewed: another version
+
+    door.sleep = sleep
+    waiter._open(door)
+    assert waiter.get_or_create("key", lambda: 1) == 1
+    assert door.now - dies <= 2
+
+
 def test_who_waits_looks_less_and_less_often_and_not_all_at_once(site):
     dead_claim(site, lease=3600)
     doors = [Virtual(), Virtual()]
