@@ -1,9 +1,9 @@
 """Keeping a bucket small: the oldest entries go, and what was left behind.
 
 What it is for: `prune` walks over a bucket once and removes entries beyond an age or a size, the
-oldest first; stores don't tell when something was used last.  It also removes what killed
-processes left: contents that no entry names, claims that are over, labels of entries that are gone,
-and what was written down of removals a month ago.
+oldest first; stores don't tell when something was used last.  It also removes what was left
+behind: contents that no entry names, claims that are over, labels of entries that are gone, and
+what was written down of removals a month ago.
 
 Who calls it: `Cache.prune_remote`.  What may go wrong: `StoreDown`.  An entry that is replaced
 while this runs may be removed; it is built anew.
