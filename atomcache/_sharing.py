@@ -1,14 +1,11 @@
 """How the processes of one test run share a fixture: who builds, who uses it, who ends it.
 
 What it is for: a fixture is built by one worker, which keeps it alive for all others and ends
-it when nobody can need it any more.  The cache elects the builder; this module knows the
-rest.  It knows it from files that the kernel holds locked while their owners live::
+it when nobody can need it any more.  The cache elects the builder, `_workers` knows who may
+still ask; this module knows the rest.  It knows it from files like those of `_workers`::
 
-    <folder>/main                 by the first process, as long as it replaces lost workers
-    <folder>/workers/gw0          by a worker, for as long as it lives
-    <folder>/workers/gw0.over     not locked: this worker asks for nothing any more
-    <folder>/fixtures/<id>.0.alive  by the builder, until it has ended the fixture
-    <folder>/fixtures/<id>.0.gw3    by a worker that uses it
+    <folder>/fixtures/<id>.0.alive  locked by the builder, until it has ended the fixture
+    <folder>/fixtures/<id>.0.gw3    locked by a worker that uses it
     <folder>/fixtures/<id>.0.over   not locked: it is being ended, so nobody may begin to use it
 
 The number counts how often a fixture had to be built: if its builder was killed, or somebody
@@ -17,9 +14,7 @@ asks after it was ended, the next number is built anew.
 A builder ends a fixture when every worker is over, so that nobody can ask any more, and no
 worker uses it.  It is over itself before it waits, and a worker ends and lets go in the
 reverse order in which it began; so of all who wait, the one that began last waits for
-nobody, and no two builders can wait for each other.  A worker that was killed counts as at
-work until the first process has said whether it is replaced: else a builder could take the
-moment between the two for the end of the run.
+nobody, and no two builders can wait for each other.
 
 Who calls it: the pytest plugin.  What may go wrong: whatever the fixture raises, which is kept
 and raised in every worker; `BuildTimeout`, `CodecError`; `OSError` where the temporary folder
@@ -30,9 +25,9 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from time import monotonic, sleep
+from time import monotonic
 
-from ._door import NOTE, READ, door
+from ._workers import OVER, Lock, is_taken, touch, wait
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,137 +35,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ._cache import Cache
-
-SILENCE = 3600.0
-"""Seconds for which a builder waits for workers that show no sign of life: none of them ends a
-test, none ends.  Only a worker that hangs is silent that long, and then something has to end."""
-
-_LONGEST_PAUSE = 0.05
-
-_OVER = ".over"
+    from ._workers import Workers
 
 _MISSING = object()
-
-
-class Lock:
-    """A file that this process holds locked until it lets go, or dies."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._owner = os.getpid()
-        self._fd = door.open_kept(path, NOTE)
-        pauses = _Pauses()
-        while not door.lock_exclusive(self._fd):  # somebody is looking whether it is taken
-            pauses.sleep()
-
-    def beat(self) -> None:
-        """Show a sign of life."""
-        os.utime(self._path)
-
-    def end(self) -> None:
-        """Let go; a forked child has nothing to let go of, for its copy is closed."""
-        if self._owner == os.getpid():
-            self._owner = 0
-            door.unlock(self._fd)
-            door.close_kept(self._fd)
-
-
-def is_taken(path: str) -> bool:
-    """Tell whether a living process holds a lock."""
-    try:
-        fd = door.open(path, READ)
-    except FileNotFoundError:
-        return False
-    try:
-        if not door.lock_shared(fd):
-            return True
-        door.unlock(fd)
-        return False
-    finally:
-        door.close(fd)
-
-
-class Workers:
-    """The processes of one run, seen from one of them.
-
-    Parameters
-    ----------
-    folder
-        Of the run, private to this user.
-    name
-        Of this worker; `None` in the first process, which starts the others.
-    """
-
-    def __init__(self, folder: str, name: str | None) -> None:
-        self._folder = os.path.join(folder, "workers")
-        self._main = os.path.join(folder, "main")
-        self._owed: list[str] = []
-        self.name = name or ""
-        if name is None:
-            os.mkdir(self._folder, 0o700)
-            self._lock = Lock(self._main)
-        else:
-            self._lock = Lock(self._file(name))
-
-    def end(self) -> None:
-        """Let go: this process ends, or is the first one and replaces no more workers.
-
-        From then on a worker whose lock is free is over, whatever the marks say.
-        """
-        self._lock.end()
-
-    # -- in the first process ---------------------------------------------------------
-
-    def expect(self, name: str) -> None:
-        """Count a worker as being at work, before it is started."""
-        _touch(self._file(name))
-        if self._owed:
-            os.unlink(self._owed.pop())
-
-    def lost(self, name: str, *, replaced: bool) -> None:
-        """Count a worker that died as over; another one is about to be expected if `replaced`."""
-        if replaced:
-            self._owed.append(self._file(f"instead of {name}"))
-            _touch(self._owed[-1])
-        _touch(self._file(name) + _OVER)
-
-    # -- in a worker ------------------------------------------------------------------
-
-    def beat(self) -> None:
-        """Show that this worker gets on."""
-        self._lock.beat()
-
-    def ask(self) -> None:
-        """Be at work, again if need be: a plugin may run the last test once more."""
-        if self._over():
-            os.unlink(self._file(self.name) + _OVER)
-
-    def over(self) -> None:
-        """Tell the others that this worker asks for nothing any more."""
-        try:
-            _touch(self._file(self.name) + _OVER)
-        except FileNotFoundError:  # the run ended without waiting for this worker
-            return
-
-    def others_at_work(self) -> dict[str, float]:
-        """Return the other workers that may still ask, each with its last sign of life."""
-        names = set(os.listdir(self._folder))
-        names = {name for name in names if not name.endswith(_OVER) and name + _OVER not in names}
-        if not is_taken(self._main):  # nobody is replaced any more: locks tell all
-            names = {name for name in names if is_taken(self._file(name))}
-        found = {}
-        for name in names - {self.name}:
-            try:
-                found[name] = os.stat(self._file(name)).st_mtime
-            except FileNotFoundError:  # its place was taken
-                continue
-        return found
-
-    def _over(self) -> bool:
-        return os.path.exists(self._file(self.name) + _OVER)
-
-    def _file(self, name: str) -> str:
-        return os.path.join(self._folder, name.replace(os.sep, "_"))
 
 
 class Build:
@@ -346,9 +213,9 @@ class Sharing:
         use = None
         if record["told"] is None and record["lives"]:
             use = Lock(f"{path}.{worker}")
-            if os.path.exists(path + _OVER) or not is_taken(path + ".alive"):
+            if os.path.exists(path + OVER) or not is_taken(path + ".alive"):
                 use.end()
-                _wait(lambda: {"it": 0.0} if is_taken(path + ".alive") else {})  # is being ended
+                wait(lambda: {"it": 0.0} if is_taken(path + ".alive") else {})  # is being ended
                 return None
         if record["told"] is not None:
             build = self._here[wanted.identity] = Build(told=record["told"])
@@ -393,46 +260,21 @@ class Sharing:
         workers.over()
         if workers.others_at_work():
             self._waiting()
-        silent = _wait(workers.others_at_work)
-        _touch(path + _OVER)
-        silent += _wait(lambda: dict.fromkeys(self._users(path), 0.0))
+        silent = wait(workers.others_at_work)
+        touch(path + OVER)
+        silent += wait(lambda: dict.fromkeys(self._users(path), 0.0))
         if silent:
             self._silent(wanted.name, sorted(set(silent)))
 
     def _users(self, path: str) -> list[str]:
         prefix = os.path.basename(path) + "."
         names = [name for name in os.listdir(self._folder) if name.startswith(prefix)]
-        users = [name for name in names if not name.endswith((".alive", _OVER))]
+        users = [name for name in names if not name.endswith((".alive", OVER))]
         return [
             name.removeprefix(prefix)
             for name in users
             if is_taken(os.path.join(self._folder, name))
         ]
-
-
-class _Pauses:
-    """The pauses between looks, each longer than the one before."""
-
-    def __init__(self) -> None:
-        self._next = 0.001
-
-    def sleep(self) -> None:
-        sleep(self._next)
-        self._next = min(2 * self._next, _LONGEST_PAUSE)
-
-
-def _wait(look: Callable[[], dict[str, float]]) -> list[str]:
-    """Wait until there is nothing to be seen; return what was there, unchanged, all the time."""
-    pauses = _Pauses()
-    last: dict[str, float] = {}
-    since = monotonic()
-    while True:
-        seen = look()
-        if seen != last:
-            last, since = seen, monotonic()
-        if not seen or monotonic() - since > SILENCE:
-            return list(seen)
-        pauses.sleep()
 
 
 def _timed(wanted: Wanted) -> Build:
@@ -464,7 +306,3 @@ def _discard(build: Build, alive: Lock | None) -> None:
     finally:
         if alive is not None:
             alive.end()
-
-
-def _touch(path: str) -> None:
-    door.close(door.open(path, NOTE, 0o600))

@@ -636,8 +636,8 @@ def test_hang(request):
 """,
         SERVER
         + """
-import atomcache._sharing
-atomcache._sharing.SILENCE = 0.2
+import atomcache._workers
+atomcache._workers.SILENCE = 0.2
 """,
     )
     result = suite.run(*TWO, "-W", "default::pytest.PytestWarning")
