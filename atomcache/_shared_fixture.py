@@ -35,6 +35,12 @@ if TYPE_CHECKING:
 
     F = TypeVar("F", bound=Callable[..., Any])
 
+_LASTING = {
+    *("request", "pytestconfig", "tmp_path_factory", "worker_id", "testrun_uid"),
+    *("shared_cache", "persistent_cache"),
+}
+"""Fixtures of which nothing ends with the worker that built what uses them."""
+
 
 @overload
 def shared(function: F, /) -> F: ...
@@ -177,6 +183,15 @@ def _build(request: Any, function: Any, make: Any) -> Build:
 
     ends: list[Callable[[], object]] = []
     request.addfinalizer = ends.append  # to be called at the end of all, not of this worker's use
+    stands_on = {*request._fixturedef.argnames} - _LASTING
+    get_other = request.getfixturevalue
+
+    def get_noted(argname: str) -> Any:
+        __tracebackhide__ = True
+        stands_on.update({argname} - _LASTING)
+        return get_other(argname)
+
+    request.getfixturevalue = get_noted
     try:
         value = make()
         if inspect.isgeneratorfunction(function):
@@ -192,8 +207,9 @@ def _build(request: Any, function: Any, make: Any) -> Build:
             error.__traceback__ = error.__traceback__.tb_next or error.__traceback__
         return Build(error=error, told=_describe(error))
     finally:
-        del request.addfinalizer
-    return Build(value, end=functools.partial(_call_all, ends) if ends else None)
+        del request.addfinalizer, request.getfixturevalue
+    lives = bool(ends or stands_on)  # what it stands on ends when this worker does
+    return Build(value, end=functools.partial(_call_all, ends) if lives else None)
 
 
 def _call_all(ends: list[Callable[[], object]]) -> None:

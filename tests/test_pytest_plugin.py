@@ -320,6 +320,50 @@ def plain(request, tmp_path_factory):
     ]
 
 
+@pytest.mark.parametrize("how", ["argument", "getfixturevalue"])
+def test_what_a_returned_value_stands_on_lives_as_long_as_it_is_used(suite, how):
+    suite.write(
+        """
+@A
+def test_build(page):
+    say("built here")
+
+@B
+def test_something_else():
+    wait_for("built here")
+    wait_for("waiting or ended")  # the builder has run its last test
+
+@B
+def test_use(page):
+    assert greet(page) == b"hello"
+""",
+        f"""
+import atomcache._sharing
+await_others = atomcache._sharing.Sharing._await_others
+
+def say_and_wait(*arguments):
+    say("waiting or ended")
+    await_others(*arguments)
+
+atomcache._sharing.Sharing._await_others = say_and_wait
+
+@pytest.fixture(scope="session")
+def site():
+    server = Server()
+    yield server.socket.getsockname()[1]
+    server.close()
+    say("waiting or ended")
+
+@atomcache.pytest.shared
+def page({"site" if how == "argument" else "request"}):
+    say("built")
+    return {"site" if how == "argument" else "request.getfixturevalue('site')"}
+""",
+    )
+    suite.run(*TWO).assert_outcomes(passed=3)
+    assert suite.count("built") == 1
+
+
 # -- runs that end early -------------------------------------------------------------------
 
 
