@@ -8,6 +8,9 @@ Who calls it: the shared fixtures, each time one is asked for.  What may go wron
 
 from __future__ import annotations
 
+import sys
+from types import FunctionType
+
 import pytest
 
 from ._errors import KeyTypeError
@@ -15,7 +18,6 @@ from ._keys import describe, digest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from typing import Any
 
 
@@ -43,19 +45,16 @@ def identify(request: Any, function: Any) -> tuple[str, str]:
 
 def _parameters(request: Any, definition: Any) -> dict[str, tuple[str, object]]:
     """Return the parameters that a fixture depends on, as text and as part of a key."""
-    item = request._pyfuncitem
-    callspec = getattr(item, "callspec", None)
+    callspec = getattr(request._pyfuncitem, "callspec", None)
     if callspec is None:
         return {}
-    given = callspec.params
     found: dict[str, tuple[str, object]] = {}
     seen: set[str] = set()
     ahead = [(request.fixturename, (definition,))]
     while ahead:
         name, definitions = ahead.pop()
-        if name in given:
-            index = callspec.indices[name]
-            found[name] = _parameter(given[name], index, definitions, item)
+        if name in callspec.params:
+            found[name] = _parameter(callspec.params[name], name, request)
         for each in definitions:
             for argument in {*each.argnames} - seen - {"request"}:
                 seen.add(argument)
@@ -63,23 +62,48 @@ def _parameters(request: Any, definition: Any) -> dict[str, tuple[str, object]]:
     return dict(sorted(found.items()))
 
 
-def _parameter(
-    value: object, index: int, definitions: Sequence[Any], item: Any
-) -> tuple[str, object]:
+def _parameter(value: object, name: str, request: Any) -> tuple[str, object]:
     """Return a parameter as text, and what stands for it in a key."""
     try:
         digest(b"f", value)
         return describe(value, 40), ("value", value)
     except KeyTypeError:
-        text = f"{type(value).__name__} {index}"
-    for definition in definitions:
-        params = definition.params or ()
-        if index < len(params) and _is_value(value, params[index]):
-            return text, ("parameter", index)
-    return text, ("of test", item.nodeid.partition("[")[0], index)
+        pass
+    where = _importable_name(value)
+    if where is not None:
+        return where[1], ("name", *where)
+    item = request._pyfuncitem
+    seen = _firsts(request.session).get(id(value), (item.nodeid, name))
+    return f"{type(value).__name__} {item.callspec.indices[name]}", ("first of", *seen)
 
 
-def _is_value(value: object, parameter: Any) -> bool:
-    if isinstance(parameter, type(pytest.param(None))):
-        parameter = parameter.values[0]
-    return value is parameter
+def _importable_name(value: object) -> tuple[str, str] | None:
+    """Return module and name of a class or function, if it is what is found there."""
+    if not isinstance(value, type | FunctionType):
+        return None
+    found: object = sys.modules.get(value.__module__)
+    for part in value.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return (value.__module__, value.__qualname__) if found is value else None
+
+
+_FIRSTS = pytest.StashKey[dict[int, tuple[str, str]]]()
+
+
+def _firsts(session: Any) -> dict[int, tuple[str, str]]:
+    """Return of each object that is a parameter the first test that gets it, and as what.
+
+    All workers collect the same tests in the same order, so that this is one name for one
+    object.  The id that pytest shows is none: it counts within one list of parameters, and
+    what two tests both call ``server0`` are two things.
+    """
+    if _FIRSTS in session.stash:
+        known: dict[int, tuple[str, str]] = session.stash[_FIRSTS]
+        return known
+    found: dict[int, tuple[str, str]] = {}
+    for item in session.items:
+        callspec = getattr(item, "callspec", None)
+        for name, value in () if callspec is None else callspec.params.items():
+            found.setdefault(id(value), (item.nodeid, name))
+    session.stash[_FIRSTS] = found
+    return found

@@ -272,6 +272,52 @@ def mode(mode_of, kind):
     assert sorted(said[-2:]) == ["ended sql", "ended xml"]
 
 
+def test_each_indirect_parameter_is_built_once_whatever_it_is(suite):
+    suite.write(
+        """
+from kinds import SMALL, Sqlite, connect
+
+both = pytest.mark.parametrize("store", [Sqlite, connect, SMALL, lambda: 0], indirect=True)
+
+@A
+@both
+def test_one(store): ...
+
+@both
+def test_two(store): ...
+
+@B
+@both
+def test_one(store): ...
+
+@pytest.mark.parametrize("store", [SMALL, Sqlite], indirect=True)
+def test_in_another_order(store, request):
+    assert store == ("Small" if request.node.callspec.params["store"] is SMALL else "Sqlite")
+""",
+        """
+@atomcache.pytest.shared
+def store(request):
+    name = getattr(request.param, "__name__", type(request.param).__name__)
+    say("built", name)
+    return name
+""",
+    )
+    suite.make(
+        "kinds",
+        """
+class Sqlite: ...
+class Small: ...
+def connect(): ...
+SMALL = Small()
+""",
+    )
+    suite.run(*TWO).assert_outcomes(passed=14)
+    # the lambda is written in two files, so that it is two
+    assert sorted(suite.said()) == sorted(
+        ["built Sqlite", "built connect", "built Small", *2 * ["built <lambda>"]]
+    )
+
+
 def test_workers_that_never_ask_are_not_kept_from_anything(suite):
     suite.write(
         """
