@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
     from typing import Any, TypeVar
 
+    from ._cache import Cache
     from ._own_codec import Codec
     from ._sharing import Build
 
@@ -55,6 +56,7 @@ def shared(
     ids: Any = ...,
     name: str | None = ...,
     codec: str | Codec = ...,
+    allow: Sequence[type] = ...,
     timeout: float | timedelta | str | None = ...,
 ) -> Callable[[F], F]: ...
 
@@ -69,6 +71,7 @@ def shared(
     ids: Any = None,
     name: str | None = None,
     codec: str | Codec = "data",
+    allow: Sequence[type] = (),
     timeout: float | timedelta | str | None = None,
 ) -> Any:
     """Make a session-scoped fixture that is built once for all workers of a run.
@@ -88,6 +91,8 @@ def shared(
     codec : str or Codec
         How the value travels to the other workers, as in `Options`; ``"pickle"`` takes
         objects of any class.
+    allow : sequence of type
+        Classes that the codec ``"data"`` admits besides Python's own, as for `Cache`.
     timeout : float, timedelta or str, optional
         How long to wait for another worker's build before `BuildTimeout` is raised.  `None`,
         the default: as long as that worker lives.
@@ -95,7 +100,7 @@ def shared(
     Raises
     ------
     OptionError
-        If the function, the scope or the timeout can't be.
+        If the function, the scope, the codec, a class or the timeout can't be.
 
     Examples
     --------
@@ -111,9 +116,15 @@ def shared(
             "an ordinary fixture of that scope that asks shared_cache"
         )
     seconds("timeout", timeout)
+    allow = _checked(codec, allow)
+
+    def values(directory: str) -> Cache:
+        from ._cache import Cache
+
+        return Cache(directory, codec=codec, allow=allow)
 
     def decorate(function: Any) -> Any:
-        wrapped = _wrap(function, codec, timeout)
+        wrapped = _wrap(function, values, timeout)
         fixture: Any = pytest.fixture(
             scope="session", params=params, autouse=autouse, ids=ids, name=name
         )
@@ -122,7 +133,21 @@ def shared(
     return decorate if function is None else decorate(function)
 
 
-def _wrap(function: Any, codec: Any, timeout: Any) -> Any:
+def _checked(codec: Any, allow: Any) -> tuple[type, ...]:
+    """Refuse a codec before its fixture is built for minutes, and with it what it admits."""
+    from ._codec_table import CodecTable
+
+    if isinstance(allow, str | bytes | type) or not hasattr(allow, "__iter__"):
+        raise OptionError(
+            f"allow must be several classes, as a list or tuple, not {describe(allow)}"
+        )
+    table = CodecTable("", tuple(allow), None)
+    for each in (codec, "data"):
+        table.find(each)
+    return tuple(allow)
+
+
+def _wrap(function: Any, values: Any, timeout: Any) -> Any:
     """Return what pytest is to call: it asks for a value instead of making one."""
     is_fixture = hasattr(function, "_pytestfixturefunction")  # a function still, before pytest 8.4
     if is_fixture or not inspect.isfunction(function):
@@ -143,7 +168,7 @@ def _wrap(function: Any, codec: Any, timeout: Any) -> Any:
         __tracebackhide__ = True
         request = given["request"] if wants_request else given.pop("request")
         make = functools.partial(function, *args, **given)
-        return _get(request, function, make, codec, timeout)
+        return _get(request, function, make, values, timeout)
 
     if not wants_request:
         request = inspect.Parameter("request", inspect.Parameter.KEYWORD_ONLY)
@@ -152,7 +177,7 @@ def _wrap(function: Any, codec: Any, timeout: Any) -> Any:
     return fixture
 
 
-def _get(request: Any, function: Any, make: Any, codec: Any, timeout: Any) -> Any:
+def _get(request: Any, function: Any, make: Any, values: Any, timeout: Any) -> Any:
     """Return a shared fixture's value, or raise what it raised."""
     __tracebackhide__ = True
     from ._sharing import Wanted
@@ -163,7 +188,7 @@ def _get(request: Any, function: Any, make: Any, codec: Any, timeout: Any) -> An
     def build() -> Build:
         return _build(request, function, make)
 
-    wanted = Wanted(name, identity, build, _describe, codec, timeout)
+    wanted = Wanted(name, identity, build, _describe, values, timeout)
     loan = run.sharing().get(wanted)
     if loan.leave is not None:
         request.addfinalizer(loan.leave)

@@ -27,6 +27,8 @@ import os
 from contextlib import ExitStack
 from time import monotonic
 
+from ._errors import CodecError
+from ._keys import describe
 from ._workers import OVER, Lock, is_taken, touch, wait
 
 TYPE_CHECKING = False
@@ -83,7 +85,9 @@ class Wanted:
         Builds it.  An error that all workers are to see is returned, any other raised.
     describe
         Returns what is told of an error to other workers.
-    codec, timeout
+    values
+        Returns the cache for its value, in a folder that is given.
+    timeout
         As in `Options`.
     """
 
@@ -93,14 +97,14 @@ class Wanted:
         identity: str,
         build: Callable[[], Build],
         describe: Callable[[BaseException], Any],
-        codec: Any,
+        values: Callable[[str], Cache],
         timeout: Any,
     ) -> None:
         self.name = name
         self.identity = identity
         self.build = build
         self.describe = describe
-        self.codec = codec
+        self.values = values
         self.timeout = timeout
 
 
@@ -163,7 +167,8 @@ class Sharing:
             from ._cache import Cache
 
             self._folder = os.path.join(folder, "fixtures")
-            self._cache = Cache(os.path.join(folder, "values"))
+            self._values = os.path.join(folder, "values")
+            self._cache = Cache(self._values)
 
     def get(self, wanted: Wanted) -> Loan:
         """Return a fixture, built now if no process of the run has it."""
@@ -194,7 +199,7 @@ class Sharing:
         mine: list[tuple[Build, Lock | None]] = []
 
         def make() -> dict[str, Any]:
-            build, alive = self._build(wanted, cache, value_key, path)
+            build, alive = self._build(wanted, value_key, path)
             mine.append((build, alive))
             return {"seconds": build.seconds, "lives": alive is not None, "told": build.told}
 
@@ -220,17 +225,17 @@ class Sharing:
         if record["told"] is not None:
             build = self._here[wanted.identity] = Build(told=record["told"])
             return Loan(build)
-        value = cache.get(value_key, _MISSING, codec=wanted.codec)
-        if value is _MISSING:  # damaged, or removed by somebody
+        with ExitStack() as stack:
             if use is not None:
-                use.end()
-            return None
+                stack.callback(use.end)
+            value = _read(wanted, wanted.values(self._values), value_key)
+            if value is _MISSING:  # removed by somebody
+                return None
+            stack.pop_all()
         self._note("used", wanted.name, record["seconds"])
         return Loan(Build(value), leave=None if use is None else use.end)
 
-    def _build(
-        self, wanted: Wanted, cache: Cache, value_key: str, path: str
-    ) -> tuple[Build, Lock | None]:
+    def _build(self, wanted: Wanted, value_key: str, path: str) -> tuple[Build, Lock | None]:
         """Build a fixture and store its value; return the lock that says that it is alive."""
         os.makedirs(self._folder, 0o700, exist_ok=True)
         with ExitStack() as stack:
@@ -238,7 +243,7 @@ class Sharing:
             stack.callback(alive.end)
             build = _timed(wanted)
             if build.error is None:
-                build = _store(wanted, cache, value_key, build)
+                build = _store(wanted, wanted.values(self._values), value_key, build)
             self._note("built", wanted.name, build.seconds, told=build.told)
             if build.end is None:
                 return build, None
@@ -284,10 +289,33 @@ def _timed(wanted: Wanted) -> Build:
     return build
 
 
-def _store(wanted: Wanted, cache: Cache, value_key: str, build: Build) -> Build:
-    """Store a fixture's value; one that can't be stored is ended, and the error is its own."""
+def _read(wanted: Wanted, values: Cache, value_key: str) -> Any:
+    """Return a fixture's value, or that it is missing; one that can't be read is not missing."""
+    value = values.get(value_key, _MISSING)
+    if value is _MISSING and any(each.key == describe(value_key) for each in values.entries()):
+        raise CodecError(
+            f"the value of the shared fixture {wanted.name!r} was stored, but codec "
+            f"{values._options.codec.name!r} can't read it here; the log tells why"
+        )
+    return value
+
+
+def _store(wanted: Wanted, values: Cache, value_key: str, build: Build) -> Build:
+    """Store a fixture's value; one that can't be stored is ended, and the error is its own.
+
+    It is read once, since what no worker could read would be built by each of them.
+    """
     try:
-        cache.set(value_key, build.value, codec=wanted.codec)
+        values.set(value_key, build.value)
+        try:
+            _read(wanted, values, value_key)
+        except CodecError as error:
+            codec = values._options.codec
+            try:
+                codec.unpack(*codec.pack(build.value))
+            except Exception as why:  # whatever a codec says of bytes that it can't read
+                raise error from why
+            raise
     except BaseException as error:
         _discard(build, None)
         if not isinstance(error, Exception):

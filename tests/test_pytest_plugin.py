@@ -665,6 +665,108 @@ def stuck():
     result.stdout.fnmatch_lines(["*CodecError*", "*travels to other processes*"])
 
 
+def test_a_value_that_can_not_be_read_back_is_one_error_everywhere(suite):
+    suite.write(
+        """
+@A
+def test_one(thing): ...
+
+@B
+def test_other(thing): ...
+""",
+        """
+class Thing:
+    def __reduce__(self):
+        return int, ("never",)
+
+@atomcache.pytest.shared(codec="pickle")
+def thing():
+    say("built")
+    yield Thing()
+    say("ended")
+""",
+    )
+    result = suite.run(*TWO)
+    result.assert_outcomes(errors=2)
+    assert suite.said() == ["built", "ended"]
+    text = result.stdout.str()
+    assert text.count("CodecError: the value of the shared fixture 'thing' was stored, but") >= 2
+    assert text.count("invalid literal for int()") >= 2
+
+
+def test_a_worker_that_can_not_read_a_value_says_so_and_builds_no_other(suite):
+    suite.write(
+        """
+@A
+def test_one(thing):
+    say("read here")
+
+@B
+def test_other(request):
+    wait_for("read here")
+    request.getfixturevalue("thing")
+""",
+        """
+class Mine:
+    name = "mine"
+    def encode(self, value):
+        self.mine = True
+        return value.encode()
+    def decode(self, payload):
+        if not hasattr(self, "mine"):
+            raise ValueError("not in this worker")
+        return payload.decode()
+
+@atomcache.pytest.shared(codec=Mine())
+def thing():
+    say("built")
+    yield "text"
+    say("ended")
+""",
+    )
+    result = suite.run(*TWO)
+    result.assert_outcomes(passed=1, failed=1)
+    assert (suite.count("built"), suite.count("ended")) == (1, 1)
+    result.stdout.fnmatch_lines(["*CodecError*'thing'*can't read it here*"])
+
+
+def test_classes_that_are_allowed_travel_as_data(suite):
+    suite.write(
+        """
+@A
+def test_one(point):
+    assert repr(point) == "Point(x=1, y=2)"
+
+@B
+def test_other(point):
+    assert repr(point) == "Point(x=1, y=2)"
+""",
+        """
+import dataclasses
+
+@dataclasses.dataclass
+class Point:
+    x: int
+    y: int
+
+@atomcache.pytest.shared(allow=[Point])
+def point():
+    say("built")
+    return Point(1, 2)
+""",
+    )
+    suite.run(*TWO).assert_outcomes(passed=2)
+    assert suite.said() == ["built"]
+
+
+@pytest.mark.parametrize(
+    "options", [{"codec": "pickel"}, {"codec": object()}, {"allow": [3]}, {"allow": int}]
+)
+def test_what_can_be_no_codec_is_refused_before_anything_is_built(options):
+    with pytest.raises(OptionError):
+        atomcache.pytest.shared(**options)
+
+
 def test_a_generator_that_yields_never_or_twice_is_an_error(suite):
     suite.write(
         """
