@@ -18,7 +18,7 @@ from typing import overload
 
 import pytest
 
-from ._errors import CodecError, OptionError
+from ._errors import BuildFailedError, CodecError, OptionError
 from ._keys import describe
 from ._options import seconds
 from ._shared_identity import identify
@@ -226,10 +226,11 @@ def _build(request: Any, function: Any, make: Any) -> Build:
             ends.append(functools.partial(_finish, generator, request.fixturename))
     except BaseException as error:
         _call_all(ends)
-        if isinstance(error, pytest.exit.Exception) or not isinstance(error, _ERRORS):
-            raise  # ends the run, and is no error of the fixture's
+        if isinstance(error, _NO_ERRORS):
+            raise
         if error.__traceback__ is not None:  # begin where the fixture's own code does
             error.__traceback__ = error.__traceback__.tb_next or error.__traceback__
+        error = _as_exception(error)
         return Build(error=error, told=_describe(error))
     finally:
         del request.addfinalizer, request.getfixturevalue
@@ -259,7 +260,18 @@ _OUTCOMES: dict[type[BaseException], str] = {
 }
 """What pytest raises that is no `Exception`; the first that fits counts."""
 
-_ERRORS: tuple[type[BaseException], ...] = (Exception, *_OUTCOMES)
+_NO_ERRORS = (KeyboardInterrupt, pytest.exit.Exception, GeneratorExit)
+"""What ends the run, or this process, and is no error of a fixture's."""
+
+
+def _as_exception(error: BaseException) -> BaseException:
+    """Return what all workers are to raise: only an `Exception` can be told to others."""
+    if isinstance(error, (Exception, *_OUTCOMES)):
+        return error
+    text = f": {error}" if str(error) else ""
+    wrapped = BuildFailedError(f"the fixture raised {type(error).__qualname__}{text}")
+    wrapped.__cause__ = error
+    return wrapped
 
 
 def _describe(error: BaseException) -> dict[str, Any]:

@@ -642,6 +642,42 @@ def hopeless():
     assert text.count("known to fail") >= 2
 
 
+def test_a_fixture_that_exits_or_is_cancelled_is_tried_once_as_well(suite):
+    suite.write(
+        """
+@A
+@pytest.mark.parametrize("name", ["leaving", "cancelled"])
+def test_first(request, name):
+    request.getfixturevalue(name)
+
+@B
+@pytest.mark.parametrize("name", ["leaving", "cancelled"])
+def test_second(request, name):
+    request.getfixturevalue(name)
+""",
+        """
+import asyncio
+
+@atomcache.pytest.shared
+def leaving():
+    say("tried")
+    sys.exit("no licence")
+
+@atomcache.pytest.shared
+def cancelled():
+    say("tried")
+    raise asyncio.CancelledError
+    yield
+""",
+    )
+    result = suite.run(*TWO)
+    result.assert_outcomes(failed=4)
+    assert suite.said() == ["tried", "tried"]
+    text = result.stdout.str()
+    assert text.count("BuildFailedError: the fixture raised SystemExit: no licence") >= 2
+    assert text.count("BuildFailedError: the fixture raised CancelledError") >= 2
+
+
 def test_a_value_that_can_not_travel_is_an_error_everywhere_and_is_ended(suite):
     suite.write(
         """
