@@ -149,6 +149,8 @@ def _checked(codec: Any, allow: Any) -> tuple[type, ...]:
 
 def _wrap(function: Any, values: Any, timeout: Any) -> Any:
     """Return what pytest is to call: it asks for a value instead of making one."""
+    if isinstance(function, classmethod | staticmethod):
+        return type(function)(_wrap(function.__func__, values, timeout))
     is_fixture = hasattr(function, "_pytestfixturefunction")  # a function still, before pytest 8.4
     if is_fixture or not inspect.isfunction(function):
         raise OptionError(
@@ -171,10 +173,17 @@ def _wrap(function: Any, values: Any, timeout: Any) -> Any:
         return _get(request, function, make, values, timeout)
 
     if not wants_request:
-        request = inspect.Parameter("request", inspect.Parameter.KEYWORD_ONLY)
-        signature = signature.replace(parameters=[*signature.parameters.values(), request])
+        signature = _with_request(signature)
     fixture.__signature__ = signature  # type: ignore[attr-defined]
     return fixture
+
+
+def _with_request(signature: inspect.Signature) -> inspect.Signature:
+    parameters = list(signature.parameters.values())
+    takes_any = bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
+    request = inspect.Parameter("request", inspect.Parameter.KEYWORD_ONLY)
+    parameters.insert(len(parameters) - takes_any, request)
+    return signature.replace(parameters=parameters)
 
 
 def _get(request: Any, function: Any, make: Any, values: Any, timeout: Any) -> Any:

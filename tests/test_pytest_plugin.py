@@ -318,6 +318,40 @@ SMALL = Small()
     )
 
 
+def test_fixtures_of_classes_and_with_any_arguments_can_be_shared(suite):
+    suite.write(
+        """
+class Common:
+    @atomcache.pytest.shared
+    @classmethod
+    def of_class(cls, tmp_path_factory):
+        say("class")
+        yield cls.__name__
+        say("ended")
+
+    @atomcache.pytest.shared()
+    @staticmethod
+    def of_nothing(request):
+        say("static")
+        return request.fixturename
+
+@atomcache.pytest.shared
+def lenient(tmp_path_factory, *more, size=3, **options):
+    say("lenient")
+    return [size, more, options]
+
+@pytest.mark.parametrize("n", range(2))
+class TestIt(Common):
+    def test_it(self, of_class, of_nothing, lenient, n):
+        assert (of_class, of_nothing, lenient) == ("TestIt", "of_nothing", [3, (), {}])
+        meet(2)
+"""
+    )
+    suite.run("-n2").assert_outcomes(passed=2)
+    said = [line for line in suite.said() if "here" not in line]
+    assert sorted(said) == ["class", "ended", "lenient", "static"]
+
+
 def test_workers_that_never_ask_are_not_kept_from_anything(suite):
     suite.write(
         """
