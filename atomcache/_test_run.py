@@ -43,6 +43,7 @@ class Run:
         self.config = config
         self.item: Any = None
         self.told: list[dict[str, Any]] = []
+        self._of_workers: list[dict[str, Any]] = []
         self._caches: dict[str, Cache] = {}
         self._sharing: Sharing | None = None
         self._first = not hasattr(config, "workerinput")
@@ -191,17 +192,22 @@ class Run:
         with open(os.path.join(self._shared_folder, "journal"), "ab", buffering=0) as journal:
             journal.write(json.dumps(event).encode() + b"\n")  # one write, so lines stay whole
 
-    def events(self) -> list[dict[str, Any]]:
-        """Return what all processes have noted."""
+    def read_journal(self) -> None:
+        """Take in what the workers have noted, while it is there."""
         if self._own_folder is None:
-            return self.told
+            return
         import json
 
         try:
             with open(os.path.join(self._own_folder, "journal"), "rb") as journal:
-                return self.told + [json.loads(line) for line in journal]
-        except FileNotFoundError:
-            return self.told
+                self._of_workers = [json.loads(line) for line in journal]
+        except FileNotFoundError:  # nothing was noted, or pytest has removed its folder
+            return
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return what all processes have noted."""
+        self.read_journal()
+        return self.told + self._of_workers
 
 
 _VERBS = {"skip": "skipped", "xfail": "expected to fail"}

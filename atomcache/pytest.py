@@ -87,12 +87,13 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None, object, object]:
     """Tell the others that this process is over."""
     run = run_of(session.config)
+    run.count_hits()
     if not hasattr(session.config, "workerinput"):
         run.finish()  # before xdist ends workers that still run
+        run.read_journal()  # before pytest removes its temporary folder, if it is told to
     try:
         return (yield)
     finally:
-        run.count_hits()
         run.finish()
 
 

@@ -1002,3 +1002,25 @@ def test_use(persistent_cache, n):
     assert made == [1, 1, 2, 3, 4]
     [folder] = (suite.pytester.path / "user" / "atomcache-pytest").iterdir()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+# -- the summary ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "setting", ["tmp_path_retention_policy=failed", "tmp_path_retention_count=0"]
+)
+def test_the_summary_is_there_though_pytest_removes_its_folder(suite, setting, monkeypatch):
+    suite.write(
+        """
+@pytest.mark.parametrize("n", range(2))
+def test_it(server, n): ...
+""",
+        SERVER,
+    )
+    temporary = suite.pytester.mkdir("temporary")
+    monkeypatch.setenv("PYTEST_DEBUG_TEMPROOT", str(temporary))
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n2", "-o", setting]
+    result = suite.pytester.run(*command, timeout=2 * PATIENCE)  # without a --basetemp
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["server: built by gw*"])
