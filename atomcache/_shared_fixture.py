@@ -197,7 +197,8 @@ def _get(request: Any, function: Any, make: Any, values: Any, timeout: Any) -> A
     def build() -> Build:
         return _build(request, function, make)
 
-    wanted = Wanted(name, identity, build, _describe, values, timeout)
+    place = request._fixturedef.baseid or ""
+    wanted = Wanted(name, identity, place, build, _describe, values, timeout)
     loan = run.sharing().get(wanted)
     if loan.leave is not None:
         request.addfinalizer(loan.leave)

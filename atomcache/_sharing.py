@@ -81,6 +81,8 @@ class Wanted:
         For people to read.
     identity
         Tells it from all others of this run: letters and digits.
+    place
+        Where it was found, for people to read.
     build
         Builds it.  An error that all workers are to see is returned, any other raised.
     describe
@@ -95,6 +97,7 @@ class Wanted:
         self,
         name: str,
         identity: str,
+        place: str,
         build: Callable[[], Build],
         describe: Callable[[BaseException], Any],
         values: Callable[[str], Cache],
@@ -102,6 +105,7 @@ class Wanted:
     ) -> None:
         self.name = name
         self.identity = identity
+        self.place = place
         self.build = build
         self.describe = describe
         self.values = values
@@ -186,7 +190,7 @@ class Sharing:
 
     def _get_alone(self, wanted: Wanted) -> Loan:
         build = self._here[wanted.identity] = _timed(wanted)
-        self._note("built", wanted.name, build.seconds, told=build.told)
+        self._tell("built", wanted, build.seconds, told=build.told)
         if build.end is None:
             return Loan(build)
         return Loan(build, end=lambda: self._end(wanted, build, None))
@@ -232,7 +236,7 @@ class Sharing:
             if value is _MISSING:  # removed by somebody
                 return None
             stack.pop_all()
-        self._note("used", wanted.name, record["seconds"])
+        self._tell("used", wanted, record["seconds"])
         return Loan(Build(value), leave=None if use is None else use.end)
 
     def _build(self, wanted: Wanted, value_key: str, path: str) -> tuple[Build, Lock | None]:
@@ -244,11 +248,16 @@ class Sharing:
             build = _timed(wanted)
             if build.error is None:
                 build = _store(wanted, wanted.values(self._values), value_key, build)
-            self._note("built", wanted.name, build.seconds, told=build.told)
+            self._tell("built", wanted, build.seconds, told=build.told)
             if build.end is None:
                 return build, None
             stack.pop_all()
             return build, alive
+
+    def _tell(self, what: str, wanted: Wanted, took: float, told: Any = None) -> None:
+        number = self._numbers.get(wanted.identity, 0)
+        named = {"identity": wanted.identity, "number": number, "place": wanted.place}
+        self._note(what, wanted.name, took, told=told, **named)
 
     def _end(self, wanted: Wanted, build: Build, shared: tuple[str, Lock] | None) -> None:
         """End a fixture that this process built, once nobody can need it any more."""

@@ -11,6 +11,7 @@ folder can't be written.
 from __future__ import annotations
 
 import os
+from functools import partial
 
 import pytest
 
@@ -45,6 +46,8 @@ class Run:
         self.told: list[dict[str, Any]] = []
         self._of_workers: list[dict[str, Any]] = []
         self._caches: dict[str, Cache] = {}
+        self._hits: dict[str, int] = {}
+        self._waited: set[str] = set()
         self._sharing: Sharing | None = None
         self._first = not hasattr(config, "workerinput")
         given = getattr(config, "workerinput", {})
@@ -101,12 +104,20 @@ class Run:
 
             cache = self._caches[name] = Cache(directory, **limits)
 
-            def listen(event: Event) -> None:
-                if event.kind == "build_finished":
-                    self.note("built", f"{event.key}, in {name}", event.seconds or 0.0)
-
-            cache.on(listen)
+            cache.on(partial(self._listen, name))
         return self._caches[name]
+
+    def _listen(self, cache: str, event: Event) -> None:
+        """Note what is built, and count what else is got, by waiting or at once."""
+        name = f"{event.key}, in {cache}"
+        if event.kind == "build_finished":
+            self.note("built", name, event.seconds or 0.0, identity=name)
+        if event.kind in ("build_finished", "build_failed"):
+            self._waited.discard(name)
+        elif cache == "shared_cache" and event.kind == "waited":
+            self._waited.add(name)
+        elif cache == "shared_cache" and event.kind == "hit":
+            self._hits[name] = self._hits.get(name, 0) + 1
 
     # -- the processes ----------------------------------------------------------------
 
@@ -161,10 +172,13 @@ class Run:
 
     def count_hits(self) -> None:
         """Note what this process was spared by the caches."""
-        for name, cache in self._caches.items():
-            saved = cache._watch.counts()["seconds_saved"]
-            if saved:
-                self.note("used", f"entries of {name}", saved)
+        for name in {*self._hits, *self._waited}:
+            times = self._hits.get(name, 0) + (name in self._waited)
+            self.note("used", name, 0.0, identity=name, times=times)
+        if "persistent_cache" in self._caches:  # what it gave may be built by an earlier run
+            saved = self._caches["persistent_cache"]._watch.counts()["seconds_saved"]
+            name = "entries of persistent_cache"
+            self.note("used", name, saved, identity=name)
 
     def close(self) -> None:
         """Let go, and remove the run's folder."""
@@ -179,9 +193,33 @@ class Run:
 
     # -- the summary ------------------------------------------------------------------
 
-    def note(self, what: str, name: str, seconds: float, *, told: Any = None) -> None:
-        """Note something for the summary, which the first process writes."""
-        event = {"what": what, "name": name, "seconds": seconds, "worker": self.worker or ""}
+    def note(
+        self,
+        what: str,
+        name: str,
+        seconds: float,
+        *,
+        identity: str,
+        number: int = 0,
+        place: str = "",
+        times: int = 1,
+        told: Any = None,
+    ) -> None:
+        """Note something for the summary, which the first process writes.
+
+        Many things may have one name; what has one identity is one thing, and a number for
+        each time that it was built.
+        """
+        event = {
+            "what": what,
+            "name": name,
+            "identity": identity,
+            "id": f"{identity}.{number}",
+            "place": place,
+            "worker": self.worker or "",
+            "seconds": seconds,
+            "times": times,
+        }
         if told is not None:
             event["what"] = _VERBS.get(told["outcome"], "failed")
         if self._shared_folder is None:

@@ -17,6 +17,7 @@ import pytest
 
 import atomcache.pytest
 from atomcache import OptionError
+from atomcache._test_summary import summary
 
 from .crew import PATIENCE, until
 
@@ -161,7 +162,9 @@ def test_use(database, n):
     assert suite.count("dropped") == max(workers, 1)
     assert suite.said()[-1] == "ended"
     by = r" by gw\d" if workers else ""
-    result.stdout.re_match_lines([rf"server: built{by} in \d+\.\d\d s.*"])
+    others = (workers - 1) * r" gw\d"
+    to = rf", given to{others}, \d+\.\d\d s saved" if workers > 1 else ""
+    result.stdout.re_match_lines([rf"server: built{by} in \d+\.\d\d s{to}$"])
 
 
 def test_who_asks_after_the_builder_has_finished_gets_a_living_server(suite):
@@ -971,7 +974,8 @@ def test_use(dataset, shared_cache, n):
     assert len(folders) == 1
     assert not os.path.exists(folders.pop())
     assert suite.count("mode 0o700") == 2
-    result.stdout.fnmatch_lines(["dataset, in shared_cache: built*"])
+    by = r" by gw\d in .* s, given to gw\d" if workers else ".*"
+    result.stdout.re_match_lines([rf"dataset, in shared_cache: built{by}"])
 
 
 def test_the_persistent_cache_outlives_a_run_until_its_inputs_change_or_it_is_cleared(suite):
@@ -1024,3 +1028,98 @@ def test_it(server, n): ...
     result = suite.pytester.run(*command, timeout=2 * PATIENCE)  # without a --basetemp
     result.assert_outcomes(passed=2)
     result.stdout.fnmatch_lines(["server: built by gw*"])
+
+
+def event(what, worker, seconds, identity="one", number=0, name="data", **more):
+    told = {"what": what, "worker": worker, "seconds": seconds, "identity": identity}
+    return {**told, "name": name, "id": f"{identity}.{number}", "place": "", "times": 1, **more}
+
+
+def test_the_summary_adds_up_what_each_worker_was_spared():
+    cached = {"identity": "cached", "name": "table, in shared_cache"}
+    events = [
+        event("built", "gw0", 2.0),
+        event("used", "gw1", 2.0),
+        event("used", "gw2", 2.0),
+        event("built", "gw1", 1.0, **cached),
+        event("used", "gw1", 0.0, **cached, times=2),
+        event("used", "gw0", 0.0, **cached, times=3),
+        event("used", "gw0", 0.5, identity="kept", name="entries of persistent_cache"),
+    ]
+    assert list(summary(events)) == [
+        "data: built by gw0 in 2.00 s, given to gw1 gw2, 4.00 s saved",
+        "table, in shared_cache: built by gw1 in 1.00 s, given to gw0, 5.00 s saved",
+        "entries of persistent_cache, given to gw0, 0.50 s saved",
+        "3.00 s of building saved 9.50 s in all workers together",
+    ]
+
+
+def test_the_summary_tells_fixtures_of_one_name_and_builds_of_one_fixture_apart():
+    events = [
+        event("built", "gw0", 2.0, place="a"),
+        event("built", "gw1", 1.0, identity="two", place="b"),
+        event("built", "gw3", 4.0, number=1, place="a"),
+        event("used", "gw2", 4.0, number=1),
+        event("used", "gw3", 1.0, identity="two"),
+    ]
+    assert list(summary(events)) == [
+        "data (a): built by gw0 in 2.00 s",
+        "data (b): built by gw1 in 1.00 s, given to gw3, 1.00 s saved",
+        "data (a): built again by gw3 in 4.00 s, given to gw2, 4.00 s saved",
+        "7.00 s of building saved 5.00 s in all workers together",
+    ]
+
+
+def test_fixtures_of_one_name_are_each_built_and_named_with_their_place(suite):
+    suite.make(
+        "plug",
+        """
+import atomcache.pytest
+
+@atomcache.pytest.shared
+def over():
+    return "plugin"
+""",
+    )
+    suite.write(
+        """
+class Common:
+    @atomcache.pytest.shared
+    @classmethod
+    def inherited(cls):
+        say("built", cls.__name__)
+        yield cls.__name__
+
+@A
+@pytest.mark.parametrize("n", range(2))
+class TestA(Common):
+    def test_it(self, inherited, over, n):
+        assert (inherited, over) == ("TestA", "plugin and conftest")
+
+@B
+@pytest.mark.parametrize("n", range(2))
+class TestB(Common):
+    def test_it(self, inherited, over, n):
+        assert (inherited, over) == ("TestB", "plugin and conftest")
+
+class TestAnother(Common):
+    def test_it(self, inherited):
+        assert inherited == "TestAnother"
+""",
+        """
+@atomcache.pytest.shared
+def over(over):
+    say("built over")
+    return over + " and conftest"
+""",
+    )
+    result = suite.run(*TWO, "-p", "plug")
+    result.assert_outcomes(passed=5)
+    assert sorted(suite.said()) == [
+        "built TestA",
+        "built TestAnother",
+        "built TestB",
+        "built over",
+    ]
+    for place in ("a.py::TestA", "b.py::TestB", "b.py::TestAnother"):
+        result.stdout.fnmatch_lines([f"inherited (test_{place}): built by gw*"])
