@@ -145,7 +145,12 @@ class Run:
         self.workers.lost(node.gateway.id, replaced=replaced)
 
     def _stop_timer(self) -> None:
-        """Keep pytest-timeout from blaming a test for the time that other workers take."""
+        """Keep time limits from blaming a test for the time that other workers take."""
+        has = self.config.pluginmanager.hasplugin
+        if has("faulthandler") and float(self.config.getini("faulthandler_timeout") or 0) > 0:
+            import faulthandler
+
+            faulthandler.cancel_dump_traceback_later()
         hook = getattr(self.config.hook, "pytest_timeout_cancel_timer", None)
         if hook is not None and self.item is not None:
             hook(item=self.item)

@@ -910,6 +910,31 @@ atomcache._workers.SILENCE = 0.2
     result.stdout.re_match_lines([r".*'server' is ended though gw\d may still use it.*"])
 
 
+def test_the_time_limit_of_faulthandler_is_lifted_while_the_builder_waits(suite):
+    suite.write(
+        """
+@A
+def test_build(server): ...
+
+@B
+def test_other():
+    wait_for("lifted", {"gw0": "gw1", "gw1": "gw0"}[worker()])
+""",
+        SERVER
+        + """
+import faulthandler
+cancel = faulthandler.cancel_dump_traceback_later
+
+def say_and_cancel():
+    say("lifted", worker())
+    cancel()
+
+faulthandler.cancel_dump_traceback_later = say_and_cancel
+""",
+    )
+    suite.run(*TWO, "-o", "faulthandler_timeout=1000").assert_outcomes(passed=2)
+
+
 @pytest.mark.parametrize("scope", ["function", "class", "module", "package", "sesion", None])
 def test_only_what_lives_as_long_as_a_session_can_be_shared(scope):
     with pytest.raises(OptionError, match="shared_cache"):
