@@ -18,7 +18,7 @@ from typing import overload
 
 import pytest
 
-from ._errors import BuildFailedError, CodecError, OptionError
+from ._errors import BuildFailedError, CodecError, OptionError, UnsafeDirectoryError
 from ._keys import describe
 from ._options import seconds
 from ._shared_identity import identify
@@ -198,7 +198,7 @@ def _get(request: Any, function: Any, make: Any, values: Any, timeout: Any) -> A
         return _build(request, function, make)
 
     place = request._fixturedef.baseid or ""
-    wanted = Wanted(name, identity, place, build, _describe, values, timeout)
+    wanted = Wanted(name, identity, place, build, _describe_unstored, values, timeout)
     loan = run.sharing().get(wanted)
     if loan.leave is not None:
         request.addfinalizer(loan.leave)
@@ -293,12 +293,22 @@ def _describe(error: BaseException) -> dict[str, Any]:
     from ._failure import describe
 
     assert isinstance(error, Exception)
+    return {"outcome": "error", "record": describe(error)}
+
+
+def _describe_unstored(error: BaseException) -> dict[str, Any]:
+    """Return what is told of an error that kept a value from travelling, with the remedy."""
     if isinstance(error, CodecError):
         error.add_note(
             "A shared fixture's value travels to other processes. Let it be what they need to "
-            "reach the thing, such as a path or a port, or choose another codec=."
+            "reach the thing, such as a path or a port, or choose another codec= or allow=."
         )
-    return {"outcome": "error", "record": describe(error)}
+    if isinstance(error, UnsafeDirectoryError):
+        error.add_note(
+            "It travels through pytest's temporary folder. Choose one with --basetemp in which "
+            "nobody else can write, nor in those above it."
+        )
+    return _describe(error)
 
 
 def _restore(told: dict[str, Any]) -> BaseException:

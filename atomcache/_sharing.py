@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
+from functools import partial
 from time import monotonic
 
 from ._errors import CodecError
@@ -148,8 +149,10 @@ class Sharing:
         The processes of the run.
     note
         Called with what the summary is to tell.
-    waiting, silent
-        Called before a builder waits for others, and with their names if it gives up.
+    waiting
+        Called before a builder waits for others.
+    long, silent
+        Called with the fixture's name and theirs if that takes long, and if it gives up.
     """
 
     def __init__(
@@ -158,11 +161,13 @@ class Sharing:
         workers: Workers | None,
         note: Callable[..., None],
         waiting: Callable[[], None],
+        long: Callable[[str, list[str]], None],
         silent: Callable[[str, list[str]], None],
     ) -> None:
         self._workers = workers
         self._note = note
         self._waiting = waiting
+        self._long = long
         self._silent = silent
         self._here: dict[str, Build] = {}
         self._numbers: dict[str, int] = {}
@@ -274,9 +279,10 @@ class Sharing:
         workers.over()
         if workers.others_at_work():
             self._waiting()
-        silent = wait(workers.others_at_work)
+        notice = partial(self._long, wanted.name)
+        silent = wait(workers.others_at_work, notice)
         touch(path + OVER)
-        silent += wait(lambda: dict.fromkeys(self._users(path), 0.0))
+        silent += wait(lambda: dict.fromkeys(self._users(path), 0.0), notice)
         if silent:
             self._silent(wanted.name, sorted(set(silent)))
 

@@ -11,6 +11,7 @@ folder can't be written.
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack, suppress
 from functools import partial
 
 import pytest
@@ -66,9 +67,8 @@ class Run:
         if self._sharing is None:
             from ._sharing import Sharing
 
-            self._sharing = Sharing(
-                self._shared_folder, self.workers, self.note, self._stop_timer, self._give_up
-            )
+            told = (self.note, self._stop_timer, self._say_who, self._give_up)
+            self._sharing = Sharing(self._shared_folder, self.workers, *told)
         return self._sharing
 
     def folder(self) -> str:
@@ -154,6 +154,16 @@ class Run:
         hook = getattr(self.config.hook, "pytest_timeout_cancel_timer", None)
         if hook is not None and self.item is not None:
             hook(item=self.item)
+
+    def _say_who(self, name: str, others: list[str]) -> None:
+        """Tell the terminal who is waited for; of what a worker prints, only errors get there."""
+        text = f"\natomcache: {self.worker} waits for {' '.join(others)} to end {name!r}\n"
+        with ExitStack() as stack:
+            stack.enter_context(suppress(OSError))  # nobody may be listening
+            capture = self.config.pluginmanager.getplugin("capturemanager")
+            if capture is not None:
+                stack.enter_context(capture.global_and_fixture_disabled())
+            os.write(2, text.encode(errors="replace"))
 
     def _give_up(self, name: str, silent: list[str]) -> None:
         import warnings

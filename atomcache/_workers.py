@@ -29,6 +29,9 @@ SILENCE = 3600.0
 """Seconds for which a builder waits for workers that show no sign of life: none of them ends a
 test, none ends.  Only a worker that hangs is silent that long, and then something has to end."""
 
+NOTICE = 5.0
+"""Seconds of waiting after which it is told who is waited for."""
+
 _LONGEST_PAUSE = 0.05
 
 OVER = ".over"
@@ -167,17 +170,25 @@ class _Pauses:
         self._next = min(2 * self._next, _LONGEST_PAUSE)
 
 
-def wait(look: Callable[[], dict[str, float]]) -> list[str]:
-    """Wait until there is nothing to be seen; return what was there, unchanged, all the time."""
+def wait(
+    look: Callable[[], dict[str, float]], notice: Callable[[list[str]], None] | None = None
+) -> list[str]:
+    """Wait until there is nothing to be seen; return what was there, unchanged, all the time.
+
+    If that takes long, `notice` is called once with what is seen.
+    """
     pauses = _Pauses()
     last: dict[str, float] = {}
-    since = monotonic()
+    began = since = monotonic()
     while True:
         seen = look()
         if seen != last:
             last, since = seen, monotonic()
         if not seen or monotonic() - since > SILENCE:
             return list(seen)
+        if notice is not None and monotonic() - began > NOTICE:
+            notice(sorted(seen))
+            notice = None
         pauses.sleep()
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import pytest
 
+from ._errors import AtomcacheError
 from ._shared_fixture import shared
 from ._test_run import RUN, Run, run_of
 from ._test_summary import summary
@@ -50,7 +51,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if session.config.getoption("--atomcache-clear") and not hasattr(
         session.config, "workerinput"
     ):
-        run_of(session.config).persistent_cache().clear()
+        try:
+            run_of(session.config).persistent_cache().clear()
+        except (AtomcacheError, OSError) as error:
+            raise pytest.UsageError(
+                f"--atomcache-clear can't empty the persistent cache: {error}"
+            ) from error
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -935,6 +935,48 @@ faulthandler.cancel_dump_traceback_later = say_and_cancel
     suite.run(*TWO, "-o", "faulthandler_timeout=1000").assert_outcomes(passed=2)
 
 
+def test_a_builder_that_waits_long_says_for_whom(suite):
+    suite.write(
+        """
+@A
+def test_build(server): ...
+
+@B
+def test_other():
+    wait_for("told")
+""",
+        SERVER
+        + """
+import atomcache._test_run, atomcache._workers
+atomcache._workers.NOTICE = 0.0
+say_who = atomcache._test_run.Run._say_who
+
+def say_who_and_on(*arguments):
+    say_who(*arguments)
+    say("told")
+
+atomcache._test_run.Run._say_who = say_who_and_on
+""",
+    )
+    result = suite.run(*TWO)
+    result.assert_outcomes(passed=2)
+    result.stderr.re_match_lines([r"atomcache: gw\d waits for gw\d to end 'server'"])
+
+
+def test_a_temporary_folder_that_others_can_write_is_named_by_its_option(suite):
+    suite.write(
+        "def test_it(thing): ...",
+        "@atomcache.pytest.shared(codec='pickle')\ndef thing(): return 1",
+    )
+    open_to_all = suite.pytester.mkdir("open")
+    open_to_all.chmod(0o777)
+    result = suite.run("-n1", f"--basetemp={open_to_all}/base")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(
+        ["*UnsafeDirectoryError*", "*Choose one with --basetemp in which*"]
+    )
+
+
 @pytest.mark.parametrize("scope", ["function", "class", "module", "package", "sesion", None])
 def test_only_what_lives_as_long_as_a_session_can_be_shared(scope):
     with pytest.raises(OptionError, match="shared_cache"):
@@ -1031,6 +1073,14 @@ def test_use(persistent_cache, n):
     assert made == [1, 1, 2, 3, 4]
     [folder] = (suite.pytester.path / "user" / "atomcache-pytest").iterdir()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_a_persistent_cache_that_can_not_be_cleared_is_an_error_of_usage(suite):
+    suite.write("def test_it(): ...")
+    suite.pytester.mkdir("user").joinpath("atomcache-pytest").write_text("no folder")
+    result = suite.run("--atomcache-clear", "-p", "no:xdist")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: --atomcache-clear can't empty*"])
 
 
 # -- the summary ---------------------------------------------------------------------------
