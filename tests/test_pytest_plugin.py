@@ -18,6 +18,7 @@ import pytest
 import atomcache.pytest
 from atomcache import OptionError
 from atomcache._test_summary import summary
+from atomcache._workers import Workers
 
 from .crew import PATIENCE, until
 
@@ -167,6 +168,30 @@ def test_use(database, n):
     result.stdout.re_match_lines([rf"server: built{by} in \d+\.\d\d s{to}$"])
 
 
+@pytest.mark.parametrize("how", ["load", "loadscope", "loadgroup", "worksteal", "each"])
+def test_a_fixture_is_built_once_however_tests_are_distributed(suite, how):
+    suite.write(
+        """
+@A
+@pytest.mark.xdist_group("one")
+class TestOne:
+    def test_use(self, database):
+        assert greet(database) == b"hello"
+
+@B
+@pytest.mark.xdist_group("two")
+class TestTwo:
+    def test_use(self, database):
+        assert greet(database) == b"hello"
+""",
+        SERVER,
+    )
+    result = suite.run("-n2", f"--dist={how}")
+    result.assert_outcomes(passed=4 if how == "each" else 2)
+    assert suite.count("built") == suite.count("ended") == 1
+    assert suite.said()[-1] == "ended"
+
+
 def test_who_asks_after_the_builder_has_finished_gets_a_living_server(suite):
     suite.write(
         """
@@ -188,6 +213,110 @@ def test_ask_late(database):
     suite.run(*TWO).assert_outcomes(passed=3)
     assert suite.count("built") == suite.count("ended") == 1
     assert suite.said().index("asked late") < suite.said().index("ended")
+
+
+def test_a_fixture_is_not_ended_while_a_worker_that_is_over_still_uses_it(suite):
+    suite.write(
+        """
+@A
+def test_build(server): ...
+
+@B
+def test_use(request):
+    wait_for("built")
+    request.getfixturevalue("user")
+    request.getfixturevalue("other")
+""",
+        SERVER
+        + """
+from atomcache._sharing import Sharing
+look = Sharing._users
+
+def look_and_say(sharing, path):
+    found = look(sharing, path)
+    if found:
+        say("seen or ended")
+    return found
+
+Sharing._users = look_and_say
+
+@pytest.fixture(scope="session")
+def user(server):
+    yield
+    wait_for("seen or ended")  # this worker is over: it has ended what it built
+    assert greet(server) == b"hello"
+    say("used to the end")
+
+@atomcache.pytest.shared
+def other():
+    yield
+    say("other ended")
+""",
+    )
+    conftest = suite.pytester.path / "conftest.py"
+    text = conftest.read_text()
+    conftest.write_text(text.replace('say("ended")', 'say("ended"); say("seen or ended")'))
+    suite.run(*TWO).assert_outcomes(passed=2)
+    said = suite.said()
+    assert said.index("other ended") < said.index("used to the end") < said.index("ended")
+
+
+def test_who_asks_while_a_fixture_is_being_ended_gets_another_one(suite):
+    suite.write(
+        """
+@A
+def test_build(count): ...
+
+@B
+def test_again(request):
+    wait_for("built 1")
+    if said("ending 1"):  # the second time
+        say("asking again")
+    assert request.getfixturevalue("count") == (2 if said("asking again") else 1)
+    request.getfixturevalue("other")
+""",
+        """
+import atomcache._sharing
+wait = atomcache._sharing.wait
+
+def say_and_wait(look, *more):
+    if said("asking again"):
+        say("waits or has it")
+    return wait(look, *more)
+
+atomcache._sharing.wait = say_and_wait
+
+@atomcache.pytest.shared
+def count():
+    number = 2 if said("built 1") else 1
+    say("built", number)
+    yield number
+    say("ending", number)
+    if number == 1:
+        wait_for("waits or has it")
+
+@atomcache.pytest.shared
+def other():
+    yield  # its end makes this worker one that is over
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item, nextitem):
+    if item.name != "test_again":
+        return None
+    from _pytest.runner import runtestprotocol
+    runtestprotocol(item, nextitem=None, log=False)
+    wait_for("ending 1")
+    item._initrequest()
+    reports = runtestprotocol(item, nextitem=None, log=False)
+    say("waits or has it")
+    for report in reports:
+        item.ihook.pytest_runtest_logreport(report=report)
+    return True
+""",
+    )
+    suite.run(*TWO).assert_outcomes(passed=2)
+    assert [suite.count(f"built {n}") for n in (1, 2)] == [1, 1]
+    assert [suite.count(f"ending {n}") for n in (1, 2)] == [1, 1]
 
 
 def test_two_workers_that_each_built_what_the_other_uses_both_end_it(suite):
@@ -560,6 +689,19 @@ def test_die(request):
     assert suite.count("built") == suite.count("ended") == 1
 
 
+def test_when_nobody_is_replaced_any_more_a_dead_worker_is_not_waited_for(tmp_path):
+    first = Workers(str(tmp_path), None)
+    for name in ("gw0", "gw1", "gw2"):
+        first.expect(name)
+    ours, theirs = (Workers(str(tmp_path), name) for name in ("gw0", "gw1"))
+    assert ours.others_at_work().keys() == {"gw1", "gw2"}  # one of them is still to start
+    first.end()
+    assert ours.others_at_work().keys() == {"gw1"}
+    theirs.end()  # as the kernel does when it dies
+    assert not ours.others_at_work()
+    ours.end()
+
+
 def test_when_the_builder_is_killed_the_next_to_ask_builds_anew(suite):
     suite.write(
         """
@@ -626,6 +768,11 @@ def test_every_worker_reports_the_one_error_also_those_that_ask_later(suite):
 def ask(request, name):
     try:
         request.getfixturevalue(name)
+    except BaseException as error:
+        cause = type(error.__cause__).__name__
+        say("got", type(error).__name__, error, error.args)
+        say("caused by", cause)
+        raise
     finally:
         say("asked for", name)
 
@@ -670,6 +817,16 @@ def hopeless():
     result.assert_outcomes(failed=4, skipped=2, xfailed=2)
     for name in ("broken", "refused", "absent", "hopeless"):
         assert suite.count(f"tried {name}") == 1
+    for kind, error in [
+        ("NoLuck", "('no luck', 13) ('no luck', 13)"),
+        ("Failed", "there is no licence ('there is no licence',)"),
+        ("Skipped", "there is no database here ('there is no database here',)"),
+        ("XFailed", "known to fail ('known to fail',)"),
+    ]:
+        assert suite.count(f"got {kind} {error}") == 2
+    assert suite.count("caused by RemoteTraceback") == 1
+    result.stdout.no_fnmatch_line("*in _build*")
+    result.stdout.no_fnmatch_line("*value = make()*")
     text = result.stdout.str()
     assert text.count("E   ") >= 4
     assert text.count("NoLuck: ('no luck', 13)") >= 2
