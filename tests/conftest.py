@@ -7,6 +7,7 @@ import pytest
 from atomcache import Cache
 
 from .crew import Crew
+from .pytest_suite import Suite
 
 
 def pytest_addoption(parser):
@@ -41,3 +42,12 @@ def cache(tmp_path):
 def crew():
     with Crew() as crew:
         yield crew
+
+
+@pytest.fixture
+def suite(pytester, monkeypatch):
+    """Return a `Suite`, for modules that load the plugin pytester."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(pytester.path / "user"))
+    for name in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_TESTRUNUID"):
+        monkeypatch.delenv(name, raising=False)
+    return Suite(pytester)
