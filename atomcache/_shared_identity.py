@@ -73,8 +73,9 @@ def _parameter(value: object, name: str, request: Any) -> tuple[str, object]:
     if where is not None:
         return where[1], ("name", *where)
     item = request._pyfuncitem
-    seen = _firsts(request.session).get(id(value), (item.nodeid, name))
-    return f"{type(value).__name__} {item.callspec.indices[name]}", ("first of", *seen)
+    here = (item.nodeid, name, item.callspec.indices[name])
+    first = _firsts(request.session).get(id(value), here)
+    return f"{type(value).__name__} {first[2]}", ("first of", *first)
 
 
 def _importable_name(value: object) -> tuple[str, str] | None:
@@ -87,23 +88,24 @@ def _importable_name(value: object) -> tuple[str, str] | None:
     return (value.__module__, value.__qualname__) if found is value else None
 
 
-_FIRSTS = pytest.StashKey[dict[int, tuple[str, str]]]()
+_FIRSTS = pytest.StashKey[dict[int, tuple[str, str, int]]]()
 
 
-def _firsts(session: Any) -> dict[int, tuple[str, str]]:
-    """Return of each object that is a parameter the first test that gets it, and as what.
+def _firsts(session: Any) -> dict[int, tuple[str, str, int]]:
+    """Return of each object that is a parameter the first test that gets it, as what, as which.
 
     All workers collect the same tests in the same order, so that this is one name for one
     object.  The id that pytest shows is none: it counts within one list of parameters, and
     what two tests both call ``server0`` are two things.
     """
     if _FIRSTS in session.stash:
-        known: dict[int, tuple[str, str]] = session.stash[_FIRSTS]
+        known: dict[int, tuple[str, str, int]] = session.stash[_FIRSTS]
         return known
-    found: dict[int, tuple[str, str]] = {}
+    found: dict[int, tuple[str, str, int]] = {}
     for item in session.items:
         callspec = getattr(item, "callspec", None)
-        for name, value in () if callspec is None else callspec.params.items():
-            found.setdefault(id(value), (item.nodeid, name))
+        if callspec is not None:
+            for name, value in callspec.params.items():
+                found.setdefault(id(value), (item.nodeid, name, callspec.indices[name]))
     session.stash[_FIRSTS] = found
     return found

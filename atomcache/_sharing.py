@@ -204,7 +204,9 @@ class Sharing:
         """Return a fixture as often built as we know of; `None` if that one is no more."""
         number = self._numbers.get(wanted.identity, 0)
         path = os.path.join(self._folder, f"{wanted.identity}.{number}")
-        value_key = f"fixture {wanted.name} ({wanted.identity[:12]}, {number})"
+        # Without the parameters: a set's text, or a dict's, differs between workers.
+        plain = wanted.name.partition("[")[0]
+        value_key = f"fixture {plain} ({wanted.identity[:12]}, {number})"
         mine: list[tuple[Build, Lock | None]] = []
 
         def make() -> dict[str, Any]:

@@ -281,12 +281,12 @@ def test_one(store): ...
 def test_two(store): ...
 
 @B
-@both
-def test_one(store): ...
-
 @pytest.mark.parametrize("store", [SMALL, Sqlite], indirect=True)
 def test_in_another_order(store, request):
     assert store == ("Small" if request.node.callspec.params["store"] is SMALL else "Sqlite")
+
+@both
+def test_one(store): ...
 """,
         """
 @atomcache.pytest.shared
@@ -310,6 +310,28 @@ SMALL = Small()
     assert sorted(suite.said()) == sorted(
         ["built Sqlite", "built connect", "built Small", *2 * ["built <lambda>"]]
     )
+
+
+def test_a_parameter_is_the_same_in_all_workers_however_it_is_written(suite):
+    suite.write(
+        """
+@A
+@pytest.mark.parametrize("table", [{"a": 1, "b": 2}], indirect=True)
+def test_one(table): ...
+
+@B
+@pytest.mark.parametrize("table", [{"b": 2, "a": 1}], indirect=True)
+def test_other(table): ...
+""",
+        """
+@atomcache.pytest.shared
+def table(request):
+    say("built")
+    return request.param
+""",
+    )
+    suite.run(*TWO).assert_outcomes(passed=2)
+    assert suite.said() == ["built"]
 
 
 def test_fixtures_of_classes_and_with_any_arguments_can_be_shared(suite):
