@@ -3,7 +3,7 @@
 What it is for: after each publication `published` adds the entry's size to a count that all
 processes share (see `_count`).  When that passes the limit by a hundredth, a thread prunes to 95 %
 of it; one process at a time does that, under a claim like any other.  Publishers that find
-the limit passed by a twenty-fifth evict an old entry or two themselves, which takes less than a
+the limit passed by a fiftieth evict an old entry or two themselves, which takes less than a
 millisecond, so no program outruns who prunes, and processes that end at once keep the limit too.
 Once a day, likewise, a thread removes what dead builders left (see `sweep`) and what has expired
 and was not used for a month, and counts anew.
@@ -50,7 +50,7 @@ _TRIGGER = 1.01
 _GOAL = 0.95
 """Part of the limit that pruning by itself leaves, so that it is not soon to do again."""
 
-_BRAKE = 1.04
+_BRAKE = 1.02
 """Part of the limit from which publishers evict themselves."""
 
 _MOST_AT_ONCE = 4

@@ -21,8 +21,9 @@ B. Publications.  One process publishes 4 KB values as fast as it can into a cac
    slowest    the target is that a publication never takes 5 ms longer because of a trim, so
               the slowest one of each kind is compared.
 
-C. Overshoot.  Four processes publish 10 KB values at once, as fast as they can, several times
-   as many as the limit allows; another one adds up what is there all the while.
+C. Overshoot.  Four processes publish 10 KB values at once, or 10 KB files as path entries, as fast
+   as they can, several times as many as the limit allows; another one adds up what is there all
+   the while.  In the last row each process publishes ten values and ends, and another one starts.
 
    most       the largest sum seen while they published; one that is seen late is not seen.
    at rest    the sum after the last publication, when no thread is trimming any more.
@@ -157,21 +158,38 @@ def _rest() -> None:
         time.sleep(0.001)
 
 
-def publish_much(folder: str, first: int, number: int, limit: int) -> None:
+def publish_much(folder: str, first: int, number: int, limit: int, kind: str) -> None:
     """Publish when a line comes in; say when all is done and at rest."""
-    cache = Cache(folder, max_bytes=limit)
+    cache = Cache(folder, max_bytes=limit, durable=False)
     print("ready", flush=True)
     sys.stdin.readline()
     for each in range(first, first + number):
-        cache.get_or_create(each, lambda: bytes(10_000))
+        if kind == "paths":
+            cache.get_or_create_path(each, make_file, name="made")
+        elif kind == "values":
+            cache.get_or_create(each, lambda: bytes(10_000))
+        elif each % 10 == 0:
+            answer(work("publish_ten", folder, each, limit))
     print("published", flush=True)
     _rest()
     print("rests", flush=True)
     sys.stdin.readline()
 
 
+def make_file(target: Path) -> None:
+    """Build a path entry."""
+    target.write_bytes(bytes(10_000))
+
+
+def publish_ten(folder: str, first: int, limit: int) -> None:
+    """Publish a little, in a process that ends then."""
+    cache = Cache(folder, max_bytes=limit)
+    for each in range(first, first + 10):
+        cache.get_or_create(each, lambda: bytes(10_000))
+
+
 WORK: dict[str, Callable[..., Any]] = {
-    each.__name__: each for each in (fill, scan, publish, publish_much)
+    each.__name__: each for each in (fill, scan, publish, publish_much, publish_ten)
 }
 
 
@@ -295,10 +313,12 @@ def show_publications(took: dict[str, list[float]]) -> list[str]:
 # -- C: overshoot ---------------------------------------------------------------------------
 
 
-def measure_overshoot(base: Path, limit: int, number: int) -> dict[str, float]:
+def measure_overshoot(base: Path, limit: int, number: int, kind: str) -> dict[str, Any]:
     """Have several processes publish at once, and look on."""
-    folder = str(base / f"overshoot-{limit}")
-    crew = [work("publish_much", folder, 10**6 * at, number, limit) for at in range(PUBLISHERS)]
+    folder = str(base / f"overshoot-{limit}-{kind}")
+    crew = [
+        work("publish_much", folder, 10**6 * at, number, limit, kind) for at in range(PUBLISHERS)
+    ]
     try:
         _all_say(crew, "ready")
         began = time.perf_counter()
@@ -327,6 +347,7 @@ def measure_overshoot(base: Path, limit: int, number: int) -> dict[str, float]:
             each.kill()
             each.communicate()
     return {
+        "kind": kind,
         "limit": limit,
         "number": number * PUBLISHERS,
         "rate": number * PUBLISHERS / took,
@@ -363,14 +384,14 @@ def taken(folder: str) -> int:
     return sum(sizes.values())
 
 
-def show_overshoot(figures: list[dict[str, float]]) -> list[str]:
+def show_overshoot(figures: list[dict[str, Any]]) -> list[str]:
     """Print the table of C and return the verdicts."""
     rows = [["limit", "published", "a second", "most", "of the limit", "at rest", "of the limit"]]
     for each in figures:
         limit = each["limit"]
         rows.append(
             [
-                f"{limit / 1e6:g} MB",
+                f"{limit / 1e6:g} MB, {each['kind']}",
                 f"{each['number']:,.0f}",
                 f"{each['rate']:,.0f}",
                 f"{each['most'] / 1e6:.2f} MB",
@@ -457,9 +478,12 @@ def main() -> None:
             figures["publications"] = measure_publications(base, number, full)
             lines += show_publications(figures["publications"])
         if "C" in chosen.only:
-            sizes = (
-                [(10**6, 300)] if chosen.quick else [(10**6, 300), (10**7, 1500), (10**8, 7000)]
-            )
+            values = [(10**6, 300), (10**7, 1500), (10**8, 7000)][: 1 if chosen.quick else 3]
+            sizes = [
+                *((*each, "values") for each in values),
+                *((*each, "paths") for each in values),
+                (10**6, 100 if chosen.quick else 300, "short processes"),
+            ]
             print(f"\nC. {PUBLISHERS} processes publish 10 KB as fast as they can")
             figures["overshoot"] = [measure_overshoot(base, *each) for each in sizes]
             lines += show_overshoot(figures["overshoot"])
