@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from ._door import Door
     from ._layout import Layout
+    from ._upkeep import Pace
     from ._watch import Watch
 
 _EXACT = 100_000
@@ -149,9 +150,7 @@ class Eviction:
             done.entries += 1
         return ages
 
-    def down_to(
-        self, limits: Limits, goal: Limits, done: Pruned, ages: Ages, pace: Callable[[], None]
-    ) -> None:
+    def down_to(self, limits: Limits, goal: Limits, done: Pruned, ages: Ages, pace: Pace) -> None:
         """Evict everything last used before some moment, and as much of that moment as needed.
 
         Parameters
@@ -177,6 +176,7 @@ class Eviction:
                 left.size -= size
                 left.entries -= 1
         left = done
+        pace.settle()
         for _, path, size in _sorted(of_the_edge):
             if enough():
                 break
@@ -204,14 +204,27 @@ class Eviction:
             return False
         return self._evict(path, size, done)
 
-    def one(self, spare: str) -> Pruned:
-        """Evict the entry used longest ago of some that are found by chance."""
-        done = Pruned()
-        found = self._some(spare)
-        for _, path, size in sorted(found):
-            if self._evict(path, _weigh(self._door, path)[0] if size is None else size, done):
-                break
-        return done
+    def one(self, spare: str, tell: Callable[[int, int], None]) -> None:
+        """Evict the entry used longest ago of some that are found by chance.
+
+        Parameters
+        ----------
+        spare
+            Path of an entry that is to stay.
+        tell
+            Called with how many bytes and entries come and go: before one goes, so that a walk
+            which does not find it any more knows.
+        """
+        for _, path, known in sorted(self._some(spare)):
+            size = _weigh(self._door, path)[0] if known is None else known
+            done = Pruned()
+            tell(-size, -1)
+            self._evict(path, size, done)
+            if done.removed:
+                return
+            tell(size, 1)
+            if not done.held:
+                return  # somebody else was faster
 
     def _some(self, spare: str) -> list[tuple[float, str, int | None]]:
         """Return last use, path and size of some entries, but for one."""

@@ -174,9 +174,10 @@ class Upkeep:
         for _ in range(_MOST_AT_ONCE):
             if self._fill() <= _BRAKE or self._door.monotonic() - began > _EVICTING:
                 return
-            done = self._eviction.one(published)
-            if done.removed:
-                self._count.add(-done.freed, -1, make=False)
+            self._eviction.one(published, self._add)
+
+    def _add(self, size: int, entries: int) -> None:
+        self._count.add(size, entries, make=False)
 
     def _trim(self) -> None:
         """Prune until there is no more to do, or somebody else is at it."""
@@ -295,7 +296,7 @@ class Upkeep:
             return None
         try:
             claim.sign("the cache is pruned", kind="upkeep")
-            return self._prune(limits, goal, _Pace(self._door, self._count, pause))
+            return self._prune(limits, goal, Pace(self._door, self._count, pause))
         finally:
             claim.release()
 
@@ -338,7 +339,7 @@ class Upkeep:
         except FileNotFoundError:
             return 0.0
 
-    def _prune(self, limits: Limits, goal: Limits, pace: _Pace) -> Pruned:
+    def _prune(self, limits: Limits, goal: Limits, pace: Pace) -> Pruned:
         done = Pruned()
         for _ in range(_RECOUNTS):
             since = self._count.length()
@@ -362,7 +363,7 @@ class Upkeep:
             return self._door.open(path, ADD, self._layout.file_mode)
 
 
-class _Pace:
+class Pace:
     """What is to be done at times during a walk over the cache: pause, and tell what has gone."""
 
     def __init__(self, door: Door, count: Count, pause: bool) -> None:
@@ -391,6 +392,13 @@ class _Pace:
             freed, removed = self._told
             self._told = self._done.freed, self._done.removed
             self._count.add(freed - self._told[0], removed - self._told[1], make=False)
+
+    def settle(self) -> None:
+        """Put right what is left by what others published and evicted meanwhile."""
+        self.tell()
+        self._count.look()
+        if self._done is not None and self._count.counted:
+            self._done.size, self._done.entries = self._count.size, self._count.entries
 
 
 if hasattr(os, "register_at_fork"):
