@@ -671,7 +671,7 @@ def publish_in_place():
 def reap_claims_only():
     """Remove a dead builder's claim and forget its scratch, here and in `Cache.reap`."""
     _claim.discard = lambda door, path: None
-    _listing._remove_orphan = lambda door, path, layout: False
+    _listing._remove_orphan = lambda door, path: False
 
 
 # -- processes ---------------------------------------------------------------------------
