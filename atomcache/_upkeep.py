@@ -235,7 +235,7 @@ class Upkeep:
             last = max(found.st_atime, found.st_mtime)
             if is_entry(each.name) and self._door.time() - last > _INPUTS_IDLE:
                 discard(self._door, each.path)
-        self._eviction.expired(_EXPIRED_IDLE, _Pace(self._door, self._count, True))
+        self._eviction.expired(_EXPIRED_IDLE, Pace(self._door, self._count, True))
         now = self._door.time()
         self._door.utime(self._swept, (now, now))
         if self._limits.any():  # what others removed was not counted
