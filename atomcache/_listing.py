@@ -144,12 +144,15 @@ def builds(layout: Layout) -> Iterator[BuildInfo]:
     """Yield what is being built at the moment."""
     waiting = layout.door.waiting_for_locks()
     for path in _paths(layout, is_claim):
-        record = living_record(layout.door, path)
-        if record is None:
-            continue
         try:
+            record = living_record(layout.door, path)
             found = layout.door.lstat(path)
         except FileNotFoundError:
+            continue
+        except OSError as error:
+            logger().warning("a claim can't be read: %s: %s", path, error)
+            continue
+        if record is None:
             continue
         silent_for = layout.door.time() - found.st_mtime
         if silent_for > SILENT_LEASES * LEASE and not record.lock_is_proof(layout.door, found):
@@ -187,7 +190,7 @@ def scan(layout: Layout) -> Iterator[EntryInfo]:
             yield _inspect(layout.door, path)
         except (FileNotFoundError, NotADirectoryError):
             continue  # removed while we looked
-        except (Damaged, ValueError, KeyError, TypeError) as why:
+        except (Damaged, ValueError, KeyError, TypeError, OSError) as why:
             logger().warning("a damaged entry is not listed: %s: %s", path, why)
 
 
@@ -196,11 +199,12 @@ def clear(protocol: Protocol) -> int:
     layout = protocol.layout
     protocol.flights.detach()
     discard(layout.door, layout.inputs)
+    removing = _Each(layout.door)
     for path in _paths(layout, is_claim):
-        revoke(layout.door, path)
-    return sum(
-        remove(layout.door, path, layout.new_scratch(path)) for path in _paths(layout, is_entry)
-    )
+        removing.attempt(_revoke, path)
+    for path in _paths(layout, is_entry):
+        removing.attempt(remove, path, layout.new_scratch(path))
+    return removing.result()
 
 
 def remove_where(protocol: Protocol, wanted: Wanted, *, tag: str | None = None) -> int:
@@ -213,17 +217,22 @@ def remove_where(protocol: Protocol, wanted: Wanted, *, tag: str | None = None) 
     """
     layout = protocol.layout
     protocol.flights.detach()
+    removing = _Each(layout.door)
     for path in _paths(layout, is_claim):
-        revoke(layout.door, path, wanted, tag=tag)
-    removed = 0
+        removing.attempt(_revoke, path, wanted, tag=tag)
     for path in _paths(layout, is_entry):
         try:
             meta = _read_head(layout.door, path)[1]
-        except (FileNotFoundError, NotADirectoryError, Damaged, ValueError):
+        except (Damaged, ValueError, OSError):
             continue  # gone, or damaged and thus never an answer
         if wanted(meta.get("function", ""), meta["tags"]):
-            removed += remove(layout.door, path, layout.new_scratch(path))
-    return removed
+            removing.attempt(remove, path, layout.new_scratch(path))
+    return removing.result()
+
+
+def _revoke(door: Door, path: str, wanted: Wanted | None = None, **tag: str | None) -> bool:
+    revoke(door, path, wanted, **tag)
+    return False  # a claim is no entry
 
 
 def sweep(layout: Layout) -> int:
@@ -235,21 +244,19 @@ def sweep(layout: Layout) -> int:
     swept = _Sweep(layout)
     swept.claims()
     swept.scratch()
-    if swept.error is not None:
-        raise swept.error
-    return swept.removed
+    return swept.result()
 
 
-class _Sweep:
-    """One walk of `sweep`: what it has removed so far, and what went wrong first."""
+class _Each:
+    """Does something with each of many things, whatever goes wrong with some."""
 
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
-        self.door = layout.door
+    def __init__(self, door: Door) -> None:
+        self.door = door
         self.removed = 0
         self.error: OSError | None = None
 
     def attempt(self, step: Callable[..., bool], *args: Any, **options: Any) -> bool:
+        """Do a step; an error is kept for the end."""
         try:
             removed = step(self.door, *args, **options)
         except OSError as error:
@@ -258,11 +265,29 @@ class _Sweep:
         self.removed += removed
         return removed
 
+    def result(self) -> int:
+        """Return how much was removed, or raise the first error."""
+        if self.error is not None:
+            raise self.error
+        return self.removed
+
+
+class _Sweep(_Each):
+    """One walk of `sweep`: what it has removed so far, and what went wrong first."""
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__(layout.door)
+        self.layout = layout
+
     def claims(self) -> None:
         young = []
         pruner = os.path.join(self.layout.upkeep, "prune" + CLAIM)
         for path in chain(_paths(self.layout, is_claim), [pruner]):
-            found, record = _look_at_claim(self.door, path)
+            try:
+                found, record = _look_at_claim(self.door, path)
+            except OSError as error:  # no claim, whatever it is
+                self.error = self.error or error
+                continue
             if found is None:
                 continue
             signed = record is not None

@@ -341,6 +341,30 @@ def test_a_thread_that_asks_after_a_removal_gets_what_was_begun_after_it(cache, 
     assert leftovers(cache.directory) == []
 
 
+@pytest.mark.parametrize("kind", ["folder", "link", "pipe"])
+@pytest.mark.parametrize("change", ["reap", "clear", "remove_tagged"])
+def test_something_strange_in_a_claims_place_keeps_nothing_else_from_going(cache, kind, change):
+    cache.get_or_create("key", lambda: "made", tags=["t"])
+    strange = cache._layout.entry(bytes(range(20))) + ".temp"
+    os.makedirs(os.path.dirname(strange), exist_ok=True)
+    if kind == "folder":
+        os.mkdir(strange)
+    elif kind == "link":
+        os.symlink(strange, strange)
+    else:
+        os.mkfifo(strange)
+    orphan = cache._layout.new_scratch(cache._layout.entry(digest(b"v", "key")))
+    with open(orphan, "w"):
+        pass
+    with contextlib.suppress(StorageError):
+        cache.remove_tagged("t") if change == "remove_tagged" else getattr(cache, change)()
+    assert list(cache.builds()) == []
+    if change == "reap":
+        assert not os.path.exists(orphan)
+    else:
+        assert "key" not in cache
+
+
 def test_a_removal_is_seen_however_much_the_builder_has_said(cache):
     def factory():
         for number in range(2000):
