@@ -118,6 +118,11 @@ class Scenario:
             "lease": 30.0,
             "memory": None,
             **self.options,
+            "remote": None,
+            "remote_options": {},
+            "remote_timeout": 10.0,
+            "read_only": False,
+            "write": "sync",
         }
         cache._open(door)
         return cache
