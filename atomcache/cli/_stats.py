@@ -60,6 +60,7 @@ def run(options: argparse.Namespace) -> int:
             ("time built", time_text(counts.seconds_built)),
             ("builds", f"{counts.builds:,}"),
             ("failed builds", f"{counts.failures:,}"),
+            ("not stored", f"{counts.not_stored:,} (built, and not to be kept)"),
             (
                 "duplicates",
                 f"{counts.duplicates:,} (built though somebody else had published meanwhile)",
