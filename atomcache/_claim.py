@@ -164,7 +164,8 @@ class Claim:
 
     def tell_failure(self, error: Exception) -> None:
         """Write what went wrong, for those who sleep on the claim."""
-        lines = write_lines([("failure", describe(error))])
+        now = self.door.time()
+        lines = write_lines([("failed-at", repr(now)), ("failure", describe(error))])
         with self._writing:
             self._write(lines)
 

@@ -12,6 +12,8 @@ a thread that sleeps, `_tasks`.  What may go wrong: a leader that gives up (its 
 
 from __future__ import annotations
 
+from ._header import NEVER
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _thread import LockType
@@ -36,9 +38,11 @@ class Outcome:
         Whether it is for the caller who built it only, because the entry was removed meanwhile.
     new
         Whether this attempt published it.
+    at
+        When an error was told (seconds since the epoch): who asks after that tries anew.
     """
 
-    __slots__ = ("alone", "error", "new", "stored", "value")
+    __slots__ = ("alone", "at", "error", "new", "stored", "value")
 
     def __init__(
         self,
@@ -48,12 +52,14 @@ class Outcome:
         stored: bool = True,
         alone: bool = False,
         new: bool = False,
+        at: float = NEVER,
     ) -> None:
         self.value = value
         self.error = error
         self.stored = stored
         self.alone = alone
         self.new = new
+        self.at = at
 
     def result(self) -> Any:
         """Return the value or raise the error."""

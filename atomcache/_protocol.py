@@ -182,22 +182,22 @@ class Protocol:
         finally:
             patience.end()
             self.watch.tell("waited", entry.key, seconds=self.door.monotonic() - began)
-        outcome = self.learn(entry, flight)
+        outcome = self.learn(entry, flight, started)
         # The leader's object is its own: values can be mutable.
         try:
             return self._look(entry, started) if outcome is LOOK else outcome
         except OSError as error:
             return self.get_apart(entry, error)
 
-    def learn(self, entry: Entry, flight: Flight) -> Outcome | None:
+    def learn(self, entry: Entry, flight: Flight, started: float) -> Outcome | None:
         """Return what a flight's outcome is to a follower: an outcome, `LOOK`, or `None`."""
         outcome = flight.outcome
         if outcome is None:
             return None  # the leader gave up: elect another
         if outcome.error is not None:
-            return (
-                None if entry.options.on_error == "retry" else Outcome(error=again(outcome.error))
-            )
+            if entry.options.on_error == "retry" or outcome.at < started:
+                return None
+            return Outcome(error=again(outcome.error), at=outcome.at)
         if outcome.stored:
             return LOOK
         return None if entry.anew else outcome  # it may have begun before this caller asked
@@ -367,7 +367,7 @@ class Protocol:
         if claim is not None and claim.is_mine():
             try:
                 claim.tell_failure(error)
-                return Outcome(error=error, alone=build.revoked())
+                return Outcome(error=error, alone=build.revoked(), at=self.door.time())
             except OSError as trouble:
                 logger().warning("those who wait will try themselves: %s", trouble)
         return Outcome(error=error)
@@ -422,10 +422,10 @@ class Protocol:
                 if not dead:
                     if entry.options.on_error == "retry":
                         return None
-                    failure = read_failure(door, fd, found, record)
-                    if failure is None or self._may_do_without(entry, failure):
+                    told = read_failure(door, fd, found, record)
+                    if told is None or told[1] < started or self._may_do_without(entry, told[0]):
                         return None
-                    return Outcome(error=failure)
+                    return Outcome(error=told[0], at=told[1])
         finally:
             door.close_kept(fd)
         self._reap(entry, path, found, record, dead, patience)

@@ -10,6 +10,7 @@ claim that is not signed yet, or has rubbish in it, says nothing; `OSError` come
 from __future__ import annotations
 
 from ._failure import restore
+from ._header import NEVER
 from ._lines import read_lines
 
 TYPE_CHECKING = False
@@ -39,8 +40,8 @@ class Record:
         Paths of the claims that the owner waits for at the moment.
     revoked
         Whether the entry was removed since the build began.
-    failure
-        What `_failure.describe` wrote, if the build failed.
+    failure, failed_at
+        What `_failure.describe` wrote, if the build failed, and when by the owner's clock.
     kind, key, function, tags
         Of the entry, as far as they are known before it is published.
     progress
@@ -50,6 +51,7 @@ class Record:
     __slots__ = (
         "boot",
         "device",
+        "failed_at",
         "failure",
         "function",
         "host",
@@ -82,6 +84,7 @@ class Record:
             raise ValueError("a lease that nobody would ask for")
         self.waits_for = [path for path in fields.get("waits-for", "").split("\0") if path]
         self.failure = fields.get("failure")
+        self.failed_at = float(fields.get("failed-at", "inf"))
         self.revoked = "revoked" in fields
         self.function = fields.get("function", "")
         self.kind = fields.get("kind", "")
@@ -123,8 +126,12 @@ def read_all(door: Door, fd: int, largest: int | None = _LARGEST_RECORD) -> byte
     return data
 
 
-def read_failure(door: Door, fd: int, seen: os.stat_result, record: Record) -> Exception | None:
-    """Return the error that the owner told, if it did by now and its build still counts.
+def read_failure(
+    door: Door, fd: int, seen: os.stat_result, record: Record
+) -> tuple[Exception, float] | None:
+    """Return the error that the owner told, and when, if it did and its build still counts.
+
+    Where the owner's clock is another machine's, the time is none that can be compared: never.
 
     Parameters
     ----------
@@ -134,4 +141,7 @@ def read_failure(door: Door, fd: int, seen: os.stat_result, record: Record) -> E
     now = record
     if door.fstat(fd).st_size != seen.st_size:
         now = read_record(door, fd) or record
-    return None if now.failure is None or now.revoked else restore(now.failure)
+    error = None if now.failure is None or now.revoked else restore(now.failure)
+    if error is None:
+        return None
+    return error, now.failed_at if now.boot == door.boot_id() else NEVER

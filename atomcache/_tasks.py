@@ -233,7 +233,7 @@ async def _follow(
     finally:
         patience.end()
         protocol.watch.tell("waited", entry.key, seconds=protocol.door.monotonic() - began)
-    outcome = protocol.learn(entry, flight)
+    outcome = protocol.learn(entry, flight, started)
     if outcome is not LOOK:
         return outcome
     try:

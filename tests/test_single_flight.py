@@ -17,7 +17,7 @@ from atomcache import (
 from atomcache._door import Door
 from atomcache._keys import digest
 
-from .crew import leftovers, sleepers, until
+from .crew import PATIENCE, leftovers, sleepers, until
 
 pytestmark = pytest.mark.skipif(
     not os.path.exists("/proc/locks"), reason="counts sleepers in Linux's table of locks"
@@ -168,6 +168,44 @@ def test_a_remote_error_has_the_remote_traceback_as_its_cause(crew, cache):
     assert "_protocol.py" not in text  # what the library did before is of no interest
     assert "raise OddError(7)" in text
     assert builder.result()[0] is type(None)
+
+
+def test_who_asks_when_the_build_has_failed_already_tries_anew(crew, cache):
+    """Also beside a thread of this process that waited for it and is late to learn of it."""
+    builder = crew.start(fail, cache)
+    builder.hear("building")
+    late, go_on = threading.Event(), threading.Event()
+
+    class Late(Door):
+        def wait_shared(self, fd, timeout):
+            woken = super().wait_shared(fd, timeout)
+            late.set()
+            assert go_on.wait(PATIENCE)
+            return woken
+
+    cache._open(Late())
+    answers = {}
+
+    def ask_here(name):
+        try:
+            answers[name] = cache.get_or_create("key", lambda: f"made by {name}")
+        except OddError as error:
+            answers[name] = error
+
+    first = threading.Thread(target=ask_here, args=("first",))
+    first.start()
+    until(lambda: sleepers(claim_of(cache)) == 1, "a thread waits")
+    builder.tell("go on")
+    assert late.wait(PATIENCE)
+    second = threading.Thread(target=ask_here, args=("second",))
+    second.start()
+    [flight] = cache._protocol.flights._flights.values()
+    until(lambda: flight.bells, "another one follows it")
+    go_on.set()
+    for thread in (first, second):
+        thread.join(PATIENCE)
+    assert isinstance(answers["first"], OddError)
+    assert answers["second"] == "made by second"
 
 
 def fail_with_paths(line, cache, paths):
