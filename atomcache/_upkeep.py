@@ -180,7 +180,7 @@ class Upkeep:
         self._count.add(size, entries, make=False)
 
     def _trim(self) -> None:
-        """Prune until there is no more to do, or somebody else is at it."""
+        """Prune until there is no more to do, or somebody else is at it; sweep if it is time."""
         while True:
             done = self._prune_claimed(
                 self._limits, self._limits.part(_GOAL), wait=False, pause=True
@@ -191,6 +191,9 @@ class Upkeep:
             self._next_trim = self._door.monotonic() + _TAKEN
         elif self._fill() > _TRIGGER:
             self._next_trim = self._door.monotonic() + _BACK_OFF
+        # Publications never find the time for it where each of them has the cache trimmed.
+        if self._sweep_due():
+            self._sweep()
 
     def _idle_due(self, idle: float) -> bool:
         """Tell whether it is time to look for idle entries: ten times in their time."""
@@ -200,8 +203,11 @@ class Upkeep:
     def _look_whether_swept(self) -> None:
         if self._at_work():
             self._next_look = 0.0
-        elif self._due(self._swept, _SWEEP_PAUSE, again=_SWEEP_AGAIN):
+        elif self._sweep_due():
             self._behind(self._sweep)
+
+    def _sweep_due(self) -> bool:
+        return self._due(self._swept, _SWEEP_PAUSE, again=_SWEEP_AGAIN)
 
     def _due(self, mark: str, pause: float, *, again: float | None = None) -> bool:
         """Tell whether a mark is older than `pause`, and if so make it new; a new one is not.
