@@ -11,6 +11,7 @@ Linux, also if another library with threads of that kind runs beside a loaded ob
 
 from __future__ import annotations
 
+import _thread
 import os
 import sys
 import time
@@ -43,7 +44,9 @@ def _threads_run() -> bool:
                         return True
         except FileNotFoundError:  # no such system, or a thread that has just ended
             return True
-        if len(tasks) <= len(sys._current_frames()):
+        # Nothing else counts them without a lock that may be taken at this moment; to list their
+        # frames can stop the process for ever before Python 3.12 (python/cpython#106883).
+        if len(tasks) <= 1 + _thread._count():
             return False
         time.sleep(_PAUSE)  # a thread that is not Python's names itself once it runs
     return False

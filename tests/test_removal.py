@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import gc
 import os
 import sys
 import threading
@@ -299,16 +300,28 @@ class Turns:
         return self.first
 
 
+def frames():
+    """Return what each thread of this process is at.
+
+    Before Python 3.12 a collection of garbage in the midst of it stops the process for ever
+    (python/cpython#106883).
+    """
+    gc.disable()
+    try:
+        return sys._current_frames().values()
+    finally:
+        gc.enable()
+
+
 def somebody_waits(cache, kind):
     """Return once a thread or task waits for a build, of its own process or of any."""
 
     def found():
         flight = cache._protocol.flights._flights.get(claim_of(cache, kind)[: -len(".temp")])
-        frames = sys._current_frames().values()
         return (
             sleepers(claim_of(cache, kind))
             or (flight is not None and flight.bells)
-            or any(frame.f_code is Flight.wait.__code__ for frame in frames)
+            or any(frame.f_code is Flight.wait.__code__ for frame in frames())
         )
 
     until(found, "somebody waits")
