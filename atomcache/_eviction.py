@@ -166,15 +166,20 @@ class Eviction:
             last = left.entries <= 1 and limits.fill(left.size, left.entries) <= 1
             return last or goal.fill(left.size, left.entries) <= 1
 
+        there = [0, 0]
         for path, size, used in self._entries(pace):
             age = ages.of(used)
-            if _bucket(age) > edge:
-                self._evict_counted(path, size, done)
-            elif _bucket(age) == edge and number <= _EXACT:
+            if _bucket(age) > edge and self._evict_counted(path, size, done):
+                continue
+            if _bucket(age) == edge and number <= _EXACT:
                 of_the_edge.append((_believed(used, ages.now), path, size))
             elif _bucket(age) == edge and not enough() and self._evict_counted(path, size, done):
                 left.size -= size
                 left.entries -= 1
+                continue
+            there[0] += size
+            there[1] += 1
+        done.size, done.entries = there
         left = done
         pace.settle()
         for _, path, size in _sorted(of_the_edge):

@@ -400,11 +400,16 @@ class Pace:
             self._count.add(freed - self._told[0], removed - self._told[1], make=False)
 
     def settle(self) -> None:
-        """Put right what is left by what others published and evicted meanwhile."""
+        """Put right what a walk has left by what others evicted behind it.
+
+        Never to more: one who evicts tells it first, so a count that began in between, with a
+        walk that still found the entry, has it for good.
+        """
         self.tell()
         self._count.look()
         if self._done is not None and self._count.counted:
-            self._done.size, self._done.entries = self._count.size, self._count.entries
+            self._done.size = min(self._done.size, self._count.size)
+            self._done.entries = min(self._done.entries, self._count.entries)
 
 
 if hasattr(os, "register_at_fork"):

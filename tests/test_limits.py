@@ -15,10 +15,10 @@ import pytest
 from atomcache import Cache, KeyTypeError, MissingEntryError, OptionError, _eviction
 from atomcache._door import APPEND, Door
 from atomcache._keys import digest
-from atomcache._layout import HELD, META
+from atomcache._layout import HELD, META, is_entry
 from atomcache._options import seconds
 
-from .crew import leftovers, sleepers, until
+from .crew import PATIENCE, leftovers, sleepers, until
 
 needs_locks_table = pytest.mark.skipif(
     not os.path.exists("/proc/locks"), reason="counts sleepers in Linux's table of locks"
@@ -533,6 +533,46 @@ def test_what_was_just_made_stays_where_the_limit_has_room_for_one(tmp_path, ask
         # The kernel's clock ticks every few milliseconds, and the next one comes sooner.
         kind = b"v" if ask is ask_value else b"p"
         set_last_use(cache, number, time.time() - 60, kind)
+
+
+class InBetween(Clock):
+    """Has a thread count the cache after a publisher has told of an eviction, and before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.behind = []
+        self.counted, self.gone = threading.Event(), threading.Event()
+
+    def start_thread(self, run, **_):
+        self.behind.append(run)
+
+    def replace(self, source, target):
+        super().replace(source, target)
+        if os.path.basename(target) == "count" and threading.current_thread().name == "behind":
+            self.counted.set()
+            assert self.gone.wait(PATIENCE)
+
+    def unlink(self, path, **how):
+        if self.behind and is_entry(os.path.basename(path)):
+            threading.Thread(target=self.behind.pop(), name="behind", daemon=True).start()
+            assert self.counted.wait(PATIENCE)
+            super().unlink(path, **how)
+            self.gone.set()
+        else:
+            super().unlink(path, **how)
+
+
+def test_an_eviction_that_was_told_before_it_happens_takes_nothing_else_along(tmp_path):
+    cache = Cache(tmp_path / "cache", max_bytes=1200)
+    ask_value(cache, "old")
+    rest()
+    set_last_use(cache, "old", time.time() - 60)
+    door = InBetween()
+    cache = over(Cache(cache.directory, max_bytes=1200), door)
+    ask_value(cache, "new")
+    assert door.gone.is_set()
+    until(lambda: all(each.name != "behind" for each in threading.enumerate()), "it is trimmed")
+    assert keys(cache) == ["new"]
 
 
 def test_what_programs_without_a_limit_publish_is_counted_too(tmp_path):
