@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 
-from ._errors import AtomcacheError, OptionError, storage_error
+from ._errors import AtomcacheError, OptionError, access_error
 from ._freshness import FIRST, USUAL, Want, note_use
 from ._keys import describe, digest
 from ._log import logger
@@ -359,7 +359,7 @@ class Asking:
         if isinstance(error, AtomcacheError):
             return error
         what = f"the {'value' if kind == VALUE else 'path'} of key {describe(key)}"
-        return storage_error(what, self._layout.entry(digest(kind, key)), error)
+        return access_error(what, self._layout.entry(digest(kind, key)), error)
 
 
 def _peeking(chosen: Options) -> Want:

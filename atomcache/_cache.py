@@ -17,7 +17,7 @@ from ._asking import PATH, VALUE, Asking, check_callable
 from ._codec_table import CodecTable
 from ._door import door as real_door
 from ._ending import Ending
-from ._errors import MissingEntryError, OptionError, storage_error
+from ._errors import MissingEntryError, OptionError, access_error
 from ._keys import describe, digest
 from ._layout import Layout
 from ._log import logger
@@ -709,19 +709,35 @@ class Cache:
         """Yield what is known of each entry, in no particular order.
 
         Entries that come or go meanwhile may or may not be seen; damaged ones are left out.
+
+        Raises
+        ------
+        StorageError
+            If the folder can't be read.
         """
         from ._listing import scan
 
-        return scan(self._layout)
+        try:
+            yield from scan(self._layout)
+        except OSError as error:
+            raise access_error("the cache", self._layout.directory, error) from error
 
     def builds(self) -> Iterator[BuildInfo]:
         """Yield what is being built at the moment, by whom, since when, how far.
 
         Builds of other machines are seen too, for as long as they show signs of life.
+
+        Raises
+        ------
+        StorageError
+            If the folder can't be read.
         """
         from ._listing import builds
 
-        return builds(self._layout)
+        try:
+            yield from builds(self._layout)
+        except OSError as error:
+            raise access_error("the cache", self._layout.directory, error) from error
 
     def stats(self) -> Stats:
         """Return what this process and all processes have counted.
@@ -846,7 +862,7 @@ class Cache:
             here = remove_where(self._protocol, lambda name, tags: tag in tags, tag=tag)
             return elsewhere + here
         except OSError as error:
-            raise storage_error("the cache", self._layout.directory, error) from error
+            raise access_error("the cache", self._layout.directory, error) from error
 
     def clear(self) -> int:
         """Remove all entries and return how many there were.
@@ -866,7 +882,7 @@ class Cache:
             self._statistics().clear()
             return clear(self._protocol)
         except OSError as error:
-            raise storage_error("the cache", self._layout.directory, error) from error
+            raise access_error("the cache", self._layout.directory, error) from error
 
     def prune(
         self,
@@ -921,7 +937,7 @@ class Cache:
         try:
             return self._keep_up()[0].prune(limits if limits.any() else Limits(*self._limits))
         except OSError as error:
-            raise storage_error("the cache", self._layout.directory, error) from error
+            raise access_error("the cache", self._layout.directory, error) from error
 
     def prune_remote(
         self,
@@ -1050,7 +1066,7 @@ class Cache:
                 self._watch.tell("reaped", number=reaped)
             return reaped
         except OSError as error:
-            raise storage_error("the cache", self._layout.directory, error) from error
+            raise access_error("the cache", self._layout.directory, error) from error
 
     # -- inside ----------------------------------------------------------------------
 
@@ -1062,7 +1078,7 @@ class Cache:
         try:
             return elsewhere + remove_where(self._protocol, lambda name, tags: name == function)
         except OSError as error:
-            raise storage_error("the cache", self._layout.directory, error) from error
+            raise access_error("the cache", self._layout.directory, error) from error
 
     def _remove_elsewhere(self, tag: str) -> int:
         """Remove what carries a tag from the bucket; return how much of it is not here too."""

@@ -135,11 +135,20 @@ class DontStore(AtomcacheError):
 
 
 def storage_error(what: str, path: str, error: OSError) -> StorageError:
-    """Say what could not be read or written, for which key, where, and what to do."""
+    """Say why what is built can't be kept, for which key, where, and what to do."""
     return StorageError(
         error.errno or errno.EIO,
         f"{what} can't be kept: {error.strerror or error}. {remedy_for(error)}, or pass "
         "on_store_error='bypass' to build without storing",
+        error.filename or path,
+    )
+
+
+def access_error(what: str, path: str, error: OSError) -> StorageError:
+    """Say what can't be read or changed where nothing is built, so that no bypass helps."""
+    return StorageError(
+        error.errno or errno.EIO,
+        f"{what} can't be read or changed: {error.strerror or error}. {remedy_for(error)}",
         error.filename or path,
     )
 

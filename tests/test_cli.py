@@ -349,6 +349,7 @@ def test_a_folder_that_cannot_be_read_is_one_clear_line_and_status_1(cli, cache,
     said = cli(*args, status=1)
     assert said.count("\n") == 1
     assert str(cache.directory) in said
+    assert "bypass" not in said, "nothing is built"
 
 
 def test_a_cache_that_is_a_file_is_one_clear_line_and_status_1(cli, cache):

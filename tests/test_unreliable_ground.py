@@ -153,6 +153,32 @@ def test_changing_a_read_only_cache_raises_a_storage_error(read_only):
     assert read_only.get("old") == "old"
 
 
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda cache: cache.get("key"),
+        lambda cache: "key" in cache,
+        lambda cache: cache.remove("key"),
+        lambda cache: cache.remove_tagged("tag"),
+        lambda cache: cache.clear(),
+        lambda cache: cache.prune(max_entries=1),
+        lambda cache: cache.reap(),
+        lambda cache: list(cache.entries()),
+        lambda cache: list(cache.builds()),
+    ],
+)
+def test_what_builds_nothing_tells_of_a_folder_that_cannot_be_read_and_advises_no_bypass(
+    tmp_path, act
+):
+    place = tmp_path / "loop"
+    place.symlink_to(place)  # which not even root can read
+    with pytest.raises(StorageError) as caught:
+        act(Cache(place))
+    assert caught.value.errno == errno.ELOOP
+    assert str(place) in str(caught.value)
+    assert "bypass" not in str(caught.value)
+
+
 @as_root
 def test_an_error_of_a_bypassing_factory_reaches_the_caller(read_only):
     def fail():

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 
-from .._errors import AtomcacheError, StorageError
+from .._errors import AtomcacheError, StorageError, access_error
 from ._arguments import Misuse, open_cache
 from ._tables import quoted, shown
 
@@ -86,11 +86,7 @@ def trouble(cache: Cache) -> Iterator[None]:
     except AtomcacheError:
         raise
     except OSError as error:
-        raise StorageError(
-            error.errno or 5,
-            f"the cache can't be read or changed: {error.strerror or error}",
-            error.filename or cache._layout.directory,
-        ) from error
+        raise access_error("the cache", cache._layout.directory, error) from error
 
 
 def entries(cache: Cache) -> Iterator[EntryInfo]:
