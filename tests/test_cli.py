@@ -232,6 +232,7 @@ def test_watching_a_cache_that_is_not_there_does_not_make_it(cli, cache):
     [
         ["ls", "--sort", "colour"],
         ["ls", "--limit", "-1"],
+        ["ls", "--limit", "9" * 5000],
         ["ls", "extra"],
         ["ls", "--nonsense"],
         ["show"],
@@ -245,6 +246,7 @@ def test_watching_a_cache_that_is_not_there_does_not_make_it(cli, cache):
         ["prune"],
         ["prune", "--max-bytes", "many"],
         ["prune", "--max-bytes", "0"],
+        ["prune", "--max-bytes", "9" * 5000],
         ["prune", "--max-entries", "0"],
         ["prune", "--max-entries", "1.5"],
         ["prune", "--max-idle", "soon"],
@@ -267,7 +269,11 @@ def test_a_mistake_is_one_clear_line_and_status_2_and_changes_nothing(cli, fille
         (["--help", "bogus"], "there is no command 'bogus'"),
         (["help", "ls", "show"], "help takes one command, and not 'show' too"),
         (["--bogus"], "there is no option '--bogus' before a command"),
-        (["-C", "x", "ls"], "there is no option '-C' before a command"),
+        (
+            ["-C", "x", "ls"],
+            "there is no option '-C' before a command. Options stand behind it, as in "
+            "atomcache ls --cache DIR; see ",
+        ),
         (["--version", "ls"], "--version stands alone"),
         ([""], "there is no command ''"),
         (["evil\x1b[31m"], "there is no command 'evil\\x1b[31m'"),
@@ -679,6 +685,8 @@ def test_a_listing_can_be_of_a_tag_or_a_pattern_only(cli, filled):
     assert [row["key"] for row in listed(cli("ls", "--glob", "t*"))] == ["text", "tiles"]
     assert cli("ls", "--tag", "x", "--glob", "t*") == ""
     assert len(listed(cli("ls", "--limit", 4))) == 4
+    assert len(listed(cli("ls", "--limit", 10**30))) == 9
+    assert len(listed(cli("ls", "--limit", 10**30, "--sort", "size"))) == 9
 
 
 def test_a_long_listing_begins_before_all_is_read(cli, cache, monkeypatch):

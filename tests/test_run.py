@@ -940,13 +940,21 @@ def test_who_waited_too_long_is_told_of_the_option(shell):
             ["--mtime=gone", "true"],
             "--mtime: 'gone' can't be looked at: No such file or directory",
         ),
+        (
+            ["--input", "/dev/null", "./second.py", "--cwd", "--", "true"],
+            "--input takes one file, so './second.py' would be the command, though a -- follows. ",
+        ),
+        (
+            ["--cwd", "--mtime=/dev/null", "second.py", "--", "true"],
+            "--mtime takes one file, so 'second.py' would be the command, though a -- follows. ",
+        ),
         (["--on-store-error=", "true"], "--on-store-error needs a value that is not empty; see "),
         (["--on-store-error=no", "true"], "--on-store-error: 'no' is neither raise nor bypass"),
         (["--on-store-error=bypass", "--output=x", "{output}"], "--on-store-error bypass goes wi"),
     ],
 )
 def test_a_mistake_is_told_in_a_whole_sentence(shell, args, told):
-    status = 125 if "/dev/null" in args[0] else 2
+    status = 125 if "--input=/dev/null" in args else 2
     line = one_line(shell.run(*args, status=status)[1]).removeprefix("atomcache run: ")
     assert line.startswith(told)
 
@@ -1060,6 +1068,8 @@ def test_a_mistake_is_one_clear_line_and_status_2(shell, args):
         (["echo", "-n", "x"], b"x"),
         (["echo", "--key", "x"], b"--key x\n"),
         (["--", "echo", "--", "x"], b"-- x\n"),
+        (["--input=/etc/passwd", "--", "echo", "--", "x"], b"-- x\n"),
+        (["--input=/etc/passwd", "--cwd", "echo", "--", "x"], b"-- x\n"),
         (["--key=x", "echo", "--help"], b"--help\n"),
         (["--key", "--", "--", "echo", "x"], b"x\n"),
         (["-C", "elsewhere", "--", "echo", "x"], b"x\n"),

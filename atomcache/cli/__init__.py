@@ -143,7 +143,10 @@ def _overview(given: list[str]) -> int:
         return 0
     if given and word not in ("--help", "-h", "help"):
         if word.startswith("-") and word not in ("--version", "-V"):
-            raise Misuse(f"there is no option {word!r} before a command; see atomcache --help")
+            raise Misuse(
+                f"there is no option {word!r} before a command. Options stand behind it, as in "
+                "atomcache ls --cache DIR; see atomcache --help"
+            )
         told = f"{word} stands alone" if word[:1] == "-" else f"there is no command {word!r}"
         raise Misuse(f"{told}; see atomcache --help")
     if rest and rest[0] not in COMMANDS:

@@ -7,6 +7,7 @@ status 2.
 from __future__ import annotations
 
 import os
+import sys
 
 from .._cache import Cache
 from .._errors import AtomcacheError, InputError, OptionError
@@ -79,7 +80,7 @@ def size(text: str) -> int:
 
     try:
         number = size("it", int(text) if text.isdecimal() else text)
-    except OptionError:
+    except ValueError:  # of more digits than int() reads, too
         number = None
     if number is None:
         raise Misuse(f"{text!r} is no size; write 500000, 64MB or 10GB")
@@ -88,9 +89,12 @@ def size(text: str) -> int:
 
 def count(text: str) -> int:
     """Return a whole number that is not negative."""
-    if not text.isdecimal():
-        raise Misuse(f"{text!r} is no whole number")
-    return int(text)
+    try:
+        if text.isdecimal():
+            return min(int(text), sys.maxsize)  # more is not countable for Python either
+    except ValueError:  # of more digits than int() reads
+        pass
+    raise Misuse(f"{text!r} is no whole number")
 
 
 def _is_number(text: str) -> bool:

@@ -190,6 +190,9 @@ OPTIONS = {
 """By the group in which the help shows them."""
 
 
+_FILES = ("--input", "--mtime")
+
+
 class Asked:
     """What was asked for: an attribute for each option, and the command."""
 
@@ -213,9 +216,15 @@ def parse(arguments: list[str]) -> Asked | None:
     known["-C"] = known["--cache"]
     asked = Asked(arguments)
     words = iter(arguments)
+    flag = ""
     for word in words:
-        if word == "--" or not word.startswith("-"):
-            asked.command = [*([] if word == "--" else [word]), *words]
+        if word == "--":
+            asked.command = [*words]
+            break
+        if not word.startswith("-"):
+            asked.command = [word, *words]
+            if flag in _FILES and "--" in asked.command:
+                raise Misuse(_one_file_only(flag, word))
             break
         flag, equals, value = word.partition("=")
         if word in ("--help", "-h"):
@@ -242,6 +251,18 @@ def parse(arguments: list[str]) -> Asked | None:
         else:
             setattr(asked, option.name, read)
     return asked
+
+
+def _one_file_only(flag: str, word: str) -> str:
+    """Say of a word that would be run as the command that it may be meant as one more file.
+
+    A pattern that the shell has expanded looks so: it would run the second file that matches.
+    """
+    return (
+        f"{flag} takes one file, so {word!r} would be the command, though a -- follows. Write "
+        f"{flag} before each file, and a pattern in quotes; or -- before {word!r}, if that is the "
+        "command"
+    )
 
 
 def describe(parser: Any) -> None:
