@@ -35,8 +35,8 @@ def summary(events: list[dict[str, Any]]) -> Iterator[str]:
         given, spared = _use(used.pop(event["id"], []), event)
         saved += spared
         yield f"{show(event)}: {what}{by} in {event['seconds']:.2f} s{given}"
-    for uses in used.values():
-        given, spared = _use(uses, None)
+    for uses in used.values():  # who has only built, or emptied a cache, was given nothing
+        given, spared = _use([use for use in uses if use["seconds"]], None)
         saved += spared
         if spared:
             yield f"{uses[0]['name']}{given}"

@@ -122,7 +122,9 @@ def test_the_summary_adds_up_what_each_worker_was_spared():
         event("built", "gw1", 1.0, **cached),
         event("used", "gw1", 0.0, **cached, times=2),
         event("used", "gw0", 0.0, **cached, times=3),
+        event("used", "", 0.0, identity="kept", name="entries of persistent_cache"),
         event("used", "gw0", 0.5, identity="kept", name="entries of persistent_cache"),
+        event("used", "gw1", 0.0, identity="kept", name="entries of persistent_cache"),
     ]
     assert list(summary(events)) == [
         "data: built by gw0 in 2.00 s, given to gw1 gw2, 4.00 s saved",
