@@ -106,6 +106,9 @@ def fresh(door: Door, header: Times, max_age: float | None, want: Want) -> bool:
         The caller's limit; a limit that the factory set itself stands before it.
     """
     now = door.time()
+    own = bool(header.flags & OWN_AGE)
+    if header.expires == NEVER and (max_age is None or own) and not want.since:
+        return True  # whatever the clocks show
     if header.created > now + CLOCK_SLACK:
         return False  # the clock was set back since: how old it is can't be told
     if want.since and not want.since <= header.created - header.took <= header.created <= now:
@@ -113,7 +116,7 @@ def fresh(door: Door, header: Times, max_age: float | None, want: Want) -> bool:
     since = (now if want.started is None else min(want.started, now)) - want.tolerate
     if since >= header.expires:
         return False
-    return max_age is None or bool(header.flags & OWN_AGE) or since - header.created <= max_age
+    return max_age is None or own or since - header.created <= max_age
 
 
 def holds(meta: dict[str, Any]) -> bool:

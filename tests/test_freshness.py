@@ -858,6 +858,26 @@ def test_a_clock_that_is_a_little_behind_is_no_reason_to_build(cache, clock, mak
 
 
 @each_sync_kind
+@pytest.mark.parametrize("own", [False, True], ids=["given", "own"])
+def test_what_never_expires_is_a_hit_whatever_the_clock_shows(
+    cache, clock, make, tmp_path, kind, own
+):
+    (tmp_path / "input").write_text("read")
+
+    def making():
+        current_build().input(tmp_path / "input")  # so that a path's meta is read, too
+        if own:
+            current_build().max_age = None
+        return make()
+
+    clock.jump(DAY)
+    assert kind.get(cache, making) == "1"
+    clock.jump(-DAY)
+    assert kind.get(cache, making, max_age=60 if own else None) == "1"
+    assert kind.peek(cache) is not None
+
+
+@each_sync_kind
 def test_what_a_clock_in_the_future_made_is_served_neither_stale(cache, clock, make, kind):
     clock.jump(DAY)
     kind.get(cache, make, max_age=60)

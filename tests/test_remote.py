@@ -142,6 +142,13 @@ def test_a_value_built_on_one_machine_is_built_on_no_other(site, value, codec):
     assert site.others() == []
 
 
+def test_what_never_expires_is_built_on_no_other_machine_whatever_the_clocks_show(site):
+    site.a._open(Later(1))
+    assert site.a.get_or_create("key", lambda: "old") == "old"
+    assert site.b.get_or_create("key", never) == "old"
+    assert site.b.get_or_create("key", never) == "old"
+
+
 @pytest.mark.parametrize("size", [10, 3_000_000])
 def test_arrays_come_through_and_are_mapped(site, size):
     numpy = pytest.importorskip("numpy")
