@@ -343,7 +343,7 @@ class Protocol:
             self.remote.published(self, entry)
         self.watch.rebuilt(entry.path)
         self.watch.tell("fetched" if build.fetched else "build_finished", entry.key, seconds=took)
-        self.stale.rebuilt(entry)
+        self.stale.rebuilt(entry, replaced=seen is not None)
         if build.behind is not None:
             publish, build.behind = build.behind, None
             self.door.start_thread(lambda: publish(True))

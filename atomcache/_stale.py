@@ -55,7 +55,7 @@ class Stale:
         self._protocol = protocol
         self._door = protocol.door
         self._resting: dict[str, float] = {}
-        self._failed: dict[str, float] = {}
+        self._failed: dict[str, tuple[float, bool]] = {}
 
     def serve(self, entry: Entry, start_thread: Callable[[Callable[[], None]], None]) -> Any:
         """Return a value that has ended and may still be served while it is built anew."""
@@ -186,12 +186,14 @@ class Stale:
         logger().warning("%s could not be built anew: %r", entry.what(), error)
         if len(self._failed) >= _MOST_RESTING:
             self._failed.clear()
-        self._failed[entry.path] = self._door.monotonic() + entry.options.retry_after
+        marked = True
         try:
             if not self._marked_lately(entry):
                 self._mark(entry)
         except OSError as trouble:
+            marked = False
             logger().warning("other processes will try at once: %s", trouble)
+        self._failed[entry.path] = self._door.monotonic() + entry.options.retry_after, marked
 
     def _mark(self, entry: Entry) -> None:
         now = self._door.time()
@@ -203,26 +205,43 @@ class Stale:
 
     def _failed_lately(self, entry: Entry) -> bool:
         """Tell whether a rebuild failed less than `retry_after` seconds ago."""
-        resting = self._failed.get(entry.path, 0.0) > self._door.monotonic()
-        return resting or self._marked_lately(entry)
+        if self._marked_lately(entry):
+            return True
+        until, marked = self._failed.get(entry.path, (0.0, False))
+        over = marked and self._marked(entry) is None  # who built it since has removed the mark
+        return until > self._door.monotonic() and not over
 
     def _marked_lately(self, entry: Entry) -> bool:
         """Tell whether any process wrote so down."""
+        failed = self._marked(entry)
+        if failed is None:
+            return False
+        return -CLOCK_SLACK <= self._door.time() - failed < entry.options.retry_after
+
+    def _marked(self, entry: Entry) -> float | None:
+        """Return when a process wrote down that a rebuild failed; `None` if none counts."""
         try:
             failed: float = self._door.stat(failure_mark(entry.path)).st_mtime
         except OSError:
-            return False
-        return -CLOCK_SLACK <= self._door.time() - failed < entry.options.retry_after
+            return None
+        return failed
 
     def _rest(self, path: str, seconds: float) -> None:
         if len(self._resting) >= _MOST_RESTING:
             self._resting.clear()
         self._resting[path] = self._door.monotonic() + seconds
 
-    def rebuilt(self, entry: Entry) -> None:
-        """Note that an entry could be built, so that no failure counts any more."""
-        if entry.options.stale_for is not None or entry.options.stale_on_error is not None:
-            self._failed.pop(entry.path, None)
+    def rebuilt(self, entry: Entry, *, replaced: bool) -> None:
+        """Note that an entry could be built, so that no failure counts any more.
+
+        Parameters
+        ----------
+        replaced
+            Whether an old one was there; else hardly anybody has written down a failure.
+        """
+        self._resting.pop(entry.path, None)
+        self._failed.pop(entry.path, None)
+        if replaced or self._tolerated(entry) is not None:
             discard(self._door, failure_mark(entry.path))
 
     def forget(self, path: str) -> None:

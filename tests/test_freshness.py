@@ -991,6 +991,27 @@ def test_what_fails_is_tried_no_more_often_than_retry_after_by_all_processes(
     assert make.made == made, "what others tried counts here too"
 
 
+@each_sync_kind
+@pytest.mark.parametrize("who", ["itself", "another"])
+@pytest.mark.parametrize("way", ["refresh", "get"])
+def test_what_could_be_built_since_it_failed_is_tried_at_once_when_it_ends(
+    cache, clock, make, kind, who, way
+):
+    options = {"max_age": 60, "stale_on_error": 3600, "retry_after": 600}
+    kind.get(cache, make, **options)
+    clock.go_on(61)
+    make.error = ConnectionError("down")
+    assert kind.get(cache, make, **options) == "1"
+    make.error = None
+    builder = cache
+    if who == "another":
+        builder = Cache(cache.directory, durable=False)
+        builder._open(clock)
+    assert getattr(kind, way)(builder, make, max_age=60) == "3"  # and asks for nothing old
+    clock.go_on(61)
+    assert kind.get(cache, make, **options) == "4"
+
+
 def fail_when_told(line, cache, options):
     at(cache, 100)
 
