@@ -61,6 +61,40 @@ class StoreDown(Exception):
     """The object store can't be used; the cause says why."""
 
 
+class _Parts:
+    """The pieces of a large object, and for how long the store has asked for no more of them."""
+
+    def __init__(self, content: Iterator[Any]) -> None:
+        self._content = content
+        self._given: float | None = None  # None: the next piece is being made
+        self.size = 0
+        self.failed: BaseException | None = None
+        self.given_up = False
+
+    def silent(self) -> float:
+        """Return for how many seconds the store has been at what it was given last."""
+        given = self._given
+        return 0.0 if given is None else time.monotonic() - given
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            while True:
+                self._given = None
+                piece = None if self.given_up else next(self._content, None)
+                self._given = time.monotonic()
+                if piece is None:
+                    break
+                self.size += len(piece)
+                yield piece
+        except GeneratorExit:  # the store failed and wants no more
+            raise
+        except BaseException as error:
+            self.failed = error
+            raise
+        if self.given_up:
+            raise StoreDown("it was given up")
+
+
 class Bucket:
     """Objects under one prefix of an object store.
 
@@ -138,10 +172,24 @@ class Bucket:
         return None if found is None else self._pieces(found)
 
     def _pieces(self, found: Any) -> Iterator[bytes]:
-        try:
-            yield from found.stream(min_chunk_size=1 << 20)
-        except self._errors as error:
-            raise StoreDown(first_line(error)) from error
+        """Yield what comes, as it comes: a store that sends little, for ever, is of no use."""
+        stream = found.stream(min_chunk_size=1)
+        waited, size = 0.0, 0
+        while True:
+            began = time.monotonic()
+            try:
+                piece = next(stream, None)
+            except self._errors as error:
+                raise StoreDown(first_line(error)) from error
+            if piece is None:
+                return
+            waited += time.monotonic() - began
+            size += len(piece)
+            if size >= PIECE:
+                waited, size = 0.0, 0
+            elif waited > self._timeout:
+                raise StoreDown("what it sends comes too slowly")
+            yield piece
 
     def put(self, name: str, content: bytes | Iterator[Any]) -> str:
         """Store an object, whatever is there; in parts, if it comes in pieces and is large."""
@@ -153,38 +201,48 @@ class Bucket:
             if len(first) > PIECE:
                 return self._put_parts(name, chain([bytes(first)], content))
         whole = bytes(first)
-        return _version(self._ask(lambda: self._obstore.put(self._up, name, whole), small=False))
+        return _version(self._ask(lambda: self._obstore.put(self._down, name, whole), small=False))
 
     def _put_parts(self, name: str, content: Iterator[Any]) -> str:
-        failed: list[BaseException] = []
-        size = 0
+        """Store an object in parts; a store that takes none of them for too long is given up.
 
-        def pieces() -> Iterator[Any]:
-            nonlocal size
+        obstore would first wait as long again to call the upload off; a thread is left with that.
+        """
+        parts = _Parts(content)
+        put: list[Any] = []
+        over = threading.Event()
+
+        def send() -> None:
             try:
-                for piece in content:
-                    size += len(piece)
-                    yield piece
-            except GeneratorExit:  # the store failed and wants no more
-                raise
+                put.append(
+                    self._ask(
+                        lambda: self._obstore.put(
+                            self._up, name, parts, chunk_size=PIECE, max_concurrency=_AT_ONCE
+                        ),
+                        small=False,
+                    )
+                )
             except BaseException as error:
-                failed.append(error)
-                raise
+                # What went wrong with the content is not the store's fault.
+                parts.failed = parts.failed or error
+            finally:
+                over.set()
 
         try:
-            put = self._ask(
-                lambda: self._obstore.put(
-                    self._up, name, pieces(), chunk_size=PIECE, max_concurrency=_AT_ONCE
-                ),
-                small=False,
-            )
-        except StoreDown:
-            if failed:  # it is not the store's fault
-                raise failed[0] from None
-            raise
+            threading.Thread(target=send, name="atomcache", daemon=True).start()
+        except RuntimeError:  # no more threads to be had
+            send()
+        longest = self._timeout * _AT_ONCE
+        try:
+            while not over.wait(max(0.001, longest - parts.silent())):
+                if parts.silent() >= longest:
+                    raise StoreDown("it has stopped to take what goes up")
         finally:
-            self.requests += 1 + -(-size // PIECE)  # the parts, and what puts them together
-        return _version(put)
+            parts.given_up = not over.is_set()
+            self.requests += 1 + -(-parts.size // PIECE)  # the parts, and what joins them
+        if parts.failed is not None:
+            raise parts.failed
+        return _version(put[0])
 
     def put_new(self, name: str, content: bytes) -> str | None:
         """Store an object if there is none of that name; `None` if there is."""

@@ -1900,6 +1900,29 @@ def test_a_store_that_answers_slowly_costs_a_call_its_limit_only(site, monkeypat
     assert len(warnings(caplog)) == 1
 
 
+@pytest.mark.parametrize("kind", ["value", "path"])
+def test_content_that_comes_too_slowly_is_built_instead(site, monkeypatch, caplog, kind):
+    ask, content = asker(kind, LARGE), LARGE
+    ask(site.a)
+    cache, clock = site.machine("c", remote_timeout=2), slowed(monkeypatch, 0)
+    real = obstore.get
+
+    class Trickling:
+        def __init__(self, found) -> None:
+            self.meta = found.meta
+            self.bytes = found.bytes
+
+        def stream(self, **_):
+            for byte in content:
+                clock[0] += 0.1
+                yield bytes([byte])
+
+    monkeypatch.setattr(obstore, "get", lambda *given: Trickling(real(*given)))
+    assert ask(cache) == content
+    assert clock[0] < 2 * 2
+    assert len(warnings(caplog)) == 1
+
+
 def test_a_failing_store_wakes_those_who_wait_for_another_machine(site, monkeypatch):
     build = Elsewhere(site.a)
     waiting = Asking(site.b, lambda: "mine")
@@ -1981,6 +2004,33 @@ def test_settings_of_an_address_are_refused_beside_a_store(tmp_path):
         Cache(tmp_path, remote=memory.MemoryStore(), remote_options={"endpoint": "x"})
 
 
+def test_a_store_that_falls_silent_during_an_upload_is_given_up(site, monkeypatch, caplog):
+    """It would also be silent while the upload is called off."""
+    cache = site.machine("c", remote_timeout=0.2)
+    bucket = cache._protocol.remote.bucket
+    real, release, ended = obstore.put, threading.Event(), threading.Event()
+
+    def put(store, name, content, **options):
+        if store is not bucket._up:
+            return real(store, name, content, **options)
+        pieces = iter(content)
+        next(pieces)
+        assert release.wait(PATIENCE)
+        try:
+            list(pieces)  # of something that may have changed since
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(obstore, "put", put)
+    bucket._up = memory.MemoryStore()
+    assert cache.get_or_create("key", lambda: LARGE * 40) == LARGE * 40
+    assert len(warnings(caplog)) == 1
+    release.set()
+    assert ended.wait(PATIENCE)
+    assert bucket.requests < 10
+    assert site.b.get("key") is None
+
+
 def test_a_store_that_never_answers_costs_its_time_limit_once(tmp_path, caplog):
     with socket.create_server(("127.0.0.1", 0), backlog=50) as silent:
         options = {
@@ -2006,6 +2056,21 @@ def test_the_limits_of_requests_follow_from_one_setting(tmp_path):
         assert limits[0]["timeout"] == "2s"
         assert bucket._store.retry_config["max_retries"] == 1
         assert bucket._store.retry_config["retry_timeout"].total_seconds() == 2
+
+
+def test_a_large_content_has_the_time_of_one_request_for_each_part(tmp_path, monkeypatch):
+    made = memory.S3Store("bucket", region="x", access_key_id="x", secret_access_key="x")
+    bucket = Cache(tmp_path, remote=made, remote_timeout=2)._protocol.remote.bucket
+    silent = []
+
+    def put(store, name, content, **_):
+        silent.append(store.client_options["read_timeout"])
+        return {}
+
+    monkeypatch.setattr(obstore, "put", put)
+    bucket.put("name", iter([LARGE]))
+    bucket.put("name", iter([bytes(_bucket.PIECE), b"x"]))
+    assert silent == ["2s", "4s"]  # of two parts at the same time
 
 
 def test_a_store_at_a_wrong_address_is_left_alone(tmp_path, caplog):
