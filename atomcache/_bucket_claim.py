@@ -95,15 +95,21 @@ class RemoteClaim:
 
     def start_renewing(self) -> None:
         """Renew it from now on, in a thread."""
-        threading.Thread(target=self._renew, name="atomcache", daemon=True).start()
+        try:
+            threading.Thread(target=self._renew, name="atomcache", daemon=True).start()
+        except RuntimeError as error:  # no more threads to be had
+            logger().warning("a claim is not renewed, other machines may build too: %s", error)
 
     def _renew(self) -> None:
-        while not self._ended.wait(self._remote.lease / RENEWALS):
+        period, took = self._remote.lease / RENEWALS, 0.0
+        while not self._ended.wait(max(0.0, period - took)):
+            began = self._door.monotonic()
             try:
                 if not self.confirm():
                     return
             except StoreDown as error:
                 logger().info("a claim could not be renewed: %s: %s", self._name, error)
+            took = self._door.monotonic() - began  # all of a period, where the store is silent
 
     def confirm(self, **changes: Any) -> bool:
         """Renew the claim; `False` if it is another's by now, or was revoked."""

@@ -346,7 +346,10 @@ class Protocol:
         self.stale.rebuilt(entry, replaced=seen is not None)
         if build.behind is not None:
             publish, build.behind = build.behind, None
-            self.door.start_thread(lambda: publish(True))
+            try:
+                self.door.start_thread(lambda: publish(True))
+            except RuntimeError:  # no more threads to be had, or the interpreter ends
+                publish(True)
         return Outcome(value, new=True)
 
     def _tell_lost(self, entry: Entry, claim: Claim, took: float, seen: Identity | None) -> None:

@@ -24,6 +24,7 @@ machines, work may be done twice; what is published is whole in any case.
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 from xxhash import xxh3_128
@@ -54,6 +55,11 @@ if TYPE_CHECKING:
     from ._patience import Patience
     from ._protocol import Entry, Protocol
     from ._watch import Watch
+
+
+_MOST_BEHIND = 8
+"""Results that go up at the same time in threads: each stays in memory meanwhile.  Whoever makes
+one more sends it itself."""
 
 
 class Gone(Exception):
@@ -100,6 +106,7 @@ class Remote:
         self.behind = behind
         self.named: Callable[[], str] = lambda: ""
         self._machine = ""
+        self._slots = threading.BoundedSemaphore(_MOST_BEHIND)
         self.outage = Outage(door)
         self.bringers = Bringers()
         self.watch: Watch | None = None
@@ -312,7 +319,7 @@ class Remote:
         except BaseException as error:  # such as a value that its codec can't store
             mine.end(failure=error if isinstance(error, Exception) else None)
             raise
-        if self.behind:
+        if self.behind and self._slots.acquire(blocking=False):
             build.behind = lambda published: self._send_behind(
                 entry, build, mine, head, published=published
             )
@@ -348,10 +355,15 @@ class Remote:
         self, entry: Entry, build: Build, mine: RemoteClaim, head: bytes, *, published: bool
     ) -> None:
         """Send what is published here already, when the local claim is gone."""
-        if not published:
-            mine.end()
-            return
-        fate = self.uploads.publish(entry, build, mine, head, entry.content())
+        try:
+            if not published:
+                mine.end()
+                return
+            with self.bucket.budget():
+                content = entry.content()
+                fate = self.uploads.publish(entry, build, mine, head, content, behind=True)
+        finally:
+            self._slots.release()
         if fate == BEATEN and self.watch is not None:
             self.watch.duplicate(entry.key, entry.what(), entry.path, build.took or 0.0)
         if fate == REVOKED and identify(self.door, entry.path) == entry.stands:

@@ -61,9 +61,18 @@ class Uploads:
             self._bucket.put(tag_name(tag, entry.digest), b"")
 
     def publish(
-        self, entry: Entry, build: Build, mine: RemoteClaim, head: bytes, content: Iterator[Any]
+        self,
+        entry: Entry,
+        build: Build,
+        mine: RemoteClaim,
+        head: bytes,
+        content: Iterator[Any],
+        *,
+        behind: bool = False,
     ) -> str:
         """Put what was built into the bucket, unless somebody was first; let go of the claim.
+
+        What goes up `behind` its caller has no local claim any more that could be revoked.
 
         Returns `SHARED`; `REVOKED` if the entry was removed meanwhile; `BEATEN` if another
         machine was first, or is about to be; `KEPT` if it stays on this machine.
@@ -72,7 +81,7 @@ class Uploads:
             mine.abandon()
             return KEPT
         try:
-            if not self._remote.behind and build.revoked():
+            if not behind and build.revoked():
                 mine.end()
                 return REVOKED
             return self._publish(entry, build, mine, head, content)

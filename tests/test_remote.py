@@ -33,6 +33,7 @@ from atomcache import (
     _bucket_claim,
     _claim,
     _following,
+    _remote,
     current_build,
 )
 from atomcache._bucket import StoreDown
@@ -1597,6 +1598,21 @@ def test_what_is_removed_before_it_went_up_does_not_come_back(site, monkeypatch)
     assert not [name for name in site.others() if not name.endswith(".temp")]
 
 
+def test_few_results_wait_in_memory_to_go_up(site, monkeypatch):
+    cache, late = behind(site, monkeypatch)
+    for number in range(20):
+        cache.get_or_create(number, lambda n=number: n)
+    assert len(late) == _remote._MOST_BEHIND
+    assert [site.b.get(number) for number in range(len(late), 20)] == list(range(len(late), 20))
+    for each in late:
+        each()
+    late.clear()
+    cache.get_or_create("key", lambda: 1)
+    assert len(late) == 1
+    late[0]()
+    assert [site.b.get(number) for number in range(20)] == list(range(20))
+
+
 def test_what_fails_to_be_built_behind_is_let_go(site):
     behind = site.machine("c", write="async")
     with pytest.raises(ZeroDivisionError):
@@ -1864,6 +1880,52 @@ def test_who_waited_for_a_renewal_that_failed_does_not_try_itself(site):
         thread.join(PATIENCE)
     assert sorted(errors) == ["asked", "down", "down"]
     claim.release()
+
+
+def test_a_renewal_that_got_no_answer_is_made_up_for_at_once(site):
+    """Else two of them, in a row, cost the claim of a builder that lives."""
+    door = Later(0)
+    claim = _claim.take(site.a._door, site.a._layout, place_of(site.a, "key", VALUE), 20)
+    remote = site.a._protocol.remote
+    now, waits = [0.0], []
+    door.monotonic = lambda: now[0]
+    mine = _bucket_claim.RemoteClaim(
+        types.SimpleNamespace(bucket=None, door=door, lease=30, machine="a"),
+        name_of("key") + ".temp",
+        types.SimpleNamespace(key="key"),
+        claim,
+    )
+
+    def silent():
+        now[0] += remote.lease / 2
+        raise StoreDown("no answer")
+
+    def wait(seconds):
+        waits.append(seconds)
+        now[0] += seconds
+        return len(waits) > 3
+
+    mine.confirm = silent
+    mine._ended = types.SimpleNamespace(wait=wait)
+    mine._renew()
+    assert waits == [10, 0, 0, 0]
+    claim.release()
+
+
+@pytest.mark.parametrize("write", ["sync", "async"])
+def test_where_no_threads_can_be_had_all_is_built_and_shared_without(site, monkeypatch, write):
+    cache = site.machine("c", write=write)
+
+    def start(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    assert cache.get_or_create("key", lambda: LARGE) == LARGE
+    assert cache.get_or_create("larger", lambda: LARGE * 20) == LARGE * 20
+    monkeypatch.undo()
+    for name in ("key", "larger"):
+        assert site.b.get_or_create(name, never) == cache.get(name)
+    assert site.others() == []
 
 
 def test_a_factory_may_ask_a_slow_store_for_many_other_keys(site, monkeypatch, caplog):
