@@ -67,7 +67,7 @@ def bring(protocol: Protocol, entry: Entry, started: float, default: Any) -> Any
         return default
     try:
         remote.bucket.check_process()  # before a lock that a fork may have left locked
-        with remote.bringers.one_by_one(entry.path):
+        with remote.bringers.one_by_one(entry.path), remote.bucket.budget():
             return _bring(protocol, entry, started, default)
     except StoreDown as error:
         remote.outage.note(error)

@@ -64,7 +64,8 @@ class Removals:
         """
         if self._remote.read_only:
             return False
-        return self._remote.outage.insist(lambda: self._remove(digest, log=True))
+        with self._bucket.budget():
+            return self._remote.outage.insist(lambda: self._remove(digest, log=True))
 
     def remove_tagged(self, tag: str) -> set[bytes]:
         """Remove all entries that carry a tag; return the digests of those that were there."""
@@ -173,9 +174,13 @@ class Removals:
         try:
             self.tell(what)
         except StoreDown:
-            if len(self._untold) < _MOST_UNTOLD:
-                self._untold.append(what)
+            self.tell_later(what)
             raise
+
+    def tell_later(self, what: dict[str, Any]) -> None:
+        """Have it told by whoever looks for removals next."""
+        if len(self._untold) < _MOST_UNTOLD:
+            self._untold.append(what)
 
     def tell_rest(self) -> None:
         """Tell what could not be told when it happened."""

@@ -120,18 +120,23 @@ class Uploads:
                 self._bucket.delete(blob)
             return REVOKED
         entry.shared = build.ended
+        if entry.anew:  # for others to drop the old one
+            self._remote.removals.tell_surely(_replaced(entry))
         if entry.replaced_blob:
             self._bucket.delete(entry.replaced_blob)
-        if entry.anew:  # for others to drop the old one
-            self._remote.removals.tell_surely({"digest": entry.digest.hex()})
         return SHARED
 
     def _put_first(self, entry: Entry, name: str, data: bytes) -> str | None:
         """Put an entry's object there, if nobody was first; return its version."""
-        if entry.replaces:
-            won = self._bucket.put_if(name, data, entry.replaces)
-        else:
-            won = self._bucket.put_new(name, data)
+        try:
+            if entry.replaces:
+                won = self._bucket.put_if(name, data, entry.replaces)
+            else:
+                won = self._bucket.put_new(name, data)
+        except StoreDown:
+            if entry.anew:  # it may be there all the same
+                self._remote.removals.tell_later(_replaced(entry))
+            raise
         if won is None:
             found = self._bucket.get(name)
             if found is not None and found[0] == data:  # the answer was lost
@@ -173,14 +178,27 @@ class Uploads:
             return
         head, content, _ = entry.send(value, 0.0, None)
         try:
-            data, _ = self._prepare(entry, head, content)
-            name = object_name(entry.digest)
-            self._put_tags(entry, entry.tags_of(None))
-            old = self._bucket.get(name)
-            self._bucket.put(name, data)
-            blob = "" if old is None else parts_of(old, entry.digest)[0]
-            if blob:
-                self._bucket.delete(blob)
-            self._remote.removals.tell_surely({"digest": entry.digest.hex()})
+            with self._bucket.budget():
+                self._replace(entry, head, content)
         except StoreDown as error:
             self._remote.outage.note(error)
+
+    def _replace(self, entry: Entry, head: bytes, content: Iterator[Any]) -> None:
+        data, _ = self._prepare(entry, head, content)
+        name = object_name(entry.digest)
+        self._put_tags(entry, entry.tags_of(None))
+        old = self._bucket.get(name)
+        try:
+            self._bucket.put(name, data)
+        except StoreDown:  # it may be there all the same
+            self._remote.removals.tell_later(_replaced(entry))
+            raise
+        self._remote.removals.tell_surely(_replaced(entry))
+        blob = "" if old is None else parts_of(old, entry.digest)[0]
+        if blob:
+            self._bucket.delete(blob)
+
+
+def _replaced(entry: Entry) -> dict[str, Any]:
+    """Return what is written down for other machines to drop their copies of the old entry."""
+    return {"digest": entry.digest.hex()}

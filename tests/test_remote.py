@@ -40,6 +40,7 @@ from atomcache._bucket import StoreDown
 from atomcache._door import Door
 from atomcache._keys import digest
 from atomcache._object import INLINE, object_name, read_record, tag_name, write_record
+from atomcache._remote import Gone
 
 from . import engine as engines
 from .crew import PATIENCE, leftovers, until
@@ -1263,6 +1264,28 @@ def test_a_note_that_could_not_be_written_is_written_later(site, monkeypatch):
     assert remote.removals._note == note
 
 
+@pytest.mark.parametrize("lost", range(14))
+@pytest.mark.parametrize("change", ["refresh", "set"])
+def test_whichever_answer_is_lost_others_drop_what_was_replaced(site, monkeypatch, change, lost):
+    """The store has done what it was asked to, but can't say so."""
+    site.a.get_or_create("key", lambda: LARGE)
+    site.b.get_or_create("key", never)
+    remote = site.a._protocol.remote
+    new = LARGE[1:]
+    with monkeypatch.context() as patch:
+        Broken(patch, site.a, lost, done=True)
+        if change == "set":
+            site.a.set("key", new)
+        else:
+            assert site.a.refresh("key", lambda: new) == new
+    remote.outage.over_at = 0
+    remote.removals.tell_rest()
+    look(site.b)
+    assert site.b.get("key") == site.machine("fresh").get("key")
+    for machine in "ab":
+        assert leftovers(site.folder / machine) == []
+
+
 def failing(*_):
     raise StoreDown("a hiccup")
 
@@ -1718,9 +1741,9 @@ def test_whichever_answer_of_the_store_is_lost_the_result_is_kept(site, monkeypa
 
 
 class Broken:
-    """Has every request, or those from the n-th on, fail as a store's do."""
+    """Has every request, or those from the n-th on, fail as a store's do; or only seem to."""
 
-    def __init__(self, monkeypatch, cache, after=0) -> None:
+    def __init__(self, monkeypatch, cache, after=0, *, done=False) -> None:
         from obstore.exceptions import GenericError
 
         bucket = cache._protocol.remote.bucket
@@ -1731,8 +1754,11 @@ class Broken:
             self.left -= 1
             if self.left < 0:
                 self.failed += 1
+                real_step = step
 
                 def step():
+                    if done:
+                        real_step()
                     raise GenericError("no route to the store\nmore of it")
 
             return real(step, *nothing, **how)
@@ -1960,6 +1986,26 @@ def test_a_store_that_answers_slowly_costs_a_call_its_limit_only(site, monkeypat
     assert cache.get_or_create("key", lambda: 1) == 1
     assert clock[0] <= 2 * 2
     assert len(warnings(caplog)) == 1
+
+
+@pytest.mark.parametrize("step", ["set", "remove", "get"])
+def test_a_slow_store_costs_no_other_call_much_more(site, monkeypatch, step):
+    cache = site.machine("c", remote_timeout=2)
+    site.a.get_or_create("key", lambda: 1)
+    clock = slowed(monkeypatch, 1.9)
+    if step == "remove":
+        with pytest.raises(StorageError, match="slowly"):
+            cache.remove("key")
+    elif step == "set":
+        cache.set("key", 2, tags=["one", "two", "three"])
+    else:
+        monkeypatch.setattr(cache._protocol.remote, "fetch", gone_again)
+        assert cache.get("key") is None
+    assert clock[0] < 2 * 2
+
+
+def gone_again(*_):
+    raise Gone
 
 
 @pytest.mark.parametrize("kind", ["value", "path"])
