@@ -117,7 +117,8 @@ def tag_name(tag: str, digest: bytes) -> str:
     """Return the name of the empty object that says of an entry that it carries a tag."""
     from hashlib import blake2b
 
-    return f"{tags_folder()}{blake2b(tag.encode(), digest_size=16).hexdigest()}/{digest.hex()}"
+    told = tag.encode("utf-8", "surrogatepass")  # a file's name may be a tag
+    return f"{tags_folder()}{blake2b(told, digest_size=16).hexdigest()}/{digest.hex()}"
 
 
 def tags_folder() -> str:

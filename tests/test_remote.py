@@ -986,6 +986,15 @@ def test_tags_are_removed_everywhere(site):
     assert site.others() == []
 
 
+def test_a_tag_may_be_the_name_of_a_file_that_is_no_text(site):
+    tag = os.fsdecode(b"\xff")
+    site.a.get_or_create("key", lambda: 1, tags=[tag])
+    site.b.get_or_create("key", never)
+    assert site.a.remove_tagged(tag) == 1
+    look(site.b)
+    assert site.b.get("key") is None
+
+
 def test_a_tag_is_removed_by_a_machine_that_has_no_copy(site):
     site.a.get_or_create("key", lambda: 1, tags=["t"])
     assert site.b.remove_tagged("t") == 1
