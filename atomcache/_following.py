@@ -125,6 +125,9 @@ class Follower:
         self._write(self._begun, "")
         since, known, first = self._read()
         told, names = self._remote.removals.since(since, known)
+        if first and not names:  # or a clock was ahead of the store's, and would stay so
+            since = min(since, max(0.0, self._remote.removals.latest() - _BACK))
+            told, names = self._remote.removals.since(since, known)
         latest = max(map(time_of, names), default=since + _BACK)
         next_since = max(since, latest - _BACK)
         for name, removal in told:

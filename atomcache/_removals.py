@@ -103,6 +103,10 @@ class Removals:
 
         self._remote.outage.insist(clear)
 
+    def latest(self) -> float:
+        """Return when something was removed last, by the store's time; 0 if nothing was."""
+        return max((time_of(each.name) for each in self._bucket.list(REMOVED)), default=0.0)
+
     def since(
         self, when: float, known: set[str]
     ) -> tuple[list[tuple[str, dict[str, Any]]], set[str]]:

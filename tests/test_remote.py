@@ -1172,6 +1172,20 @@ def test_a_removal_is_seen_whatever_the_clocks_show(site, off, who):
     assert len([name for name in site.names() if name.startswith("v1/removed/")]) == 4  # by kind
 
 
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_machine_whose_clock_was_ahead_when_it_first_looked_sees_removals(site, before):
+    for number in range(before):
+        site.a.remove(number)
+    site.b._open(Later(3))
+    site.b.set("other", 1)
+    look(site.b)
+    site.a.get_or_create("key", lambda: 1)
+    assert site.b.get("key") == 1
+    site.a.remove("key")
+    look(site.b)
+    assert site.b.get("key") is None
+
+
 def test_what_is_removed_while_it_comes_down_is_dropped_though_others_looked(site, monkeypatch):
     site.a.get_or_create("key", lambda: LARGE)
     bucket = site.b._protocol.remote.bucket
