@@ -140,8 +140,8 @@ class Claim:
         told = [("tag", tag) for tag in tags]
         self._write(b"\n" + write_lines([*fields.items(), *told]))
         door.show(self.fd)
+        self._beating = True  # first: an interrupt may come as soon as it does
         door.start_heartbeat(self.fd, self.lease / BEATS_PER_LEASE)
-        self._beating = True
 
     def tell_waiting(self, claim: str) -> None:
         """Write that the owner waits for another claim too, so that circles can be found."""
@@ -212,17 +212,22 @@ class Claim:
             return
         door = self.door
         try:
-            if self._beating:
-                door.stop_heartbeat(self.fd)
+            self._stop_beating()
             if not door.open_files_block and leads_to(door, self.path, self.found):
                 door.unlink(self.path)
         finally:
+            self._stop_beating()  # if that was interrupted
             with self._writing:
                 self._let_go()
             if door.open_files_block:
                 _unlink_closed(door, self.path)
             if self.scratch_made:
                 discard(door, self.scratch)
+
+    def _stop_beating(self) -> None:
+        if self._beating:
+            self.door.stop_heartbeat(self.fd)
+            self._beating = False
 
     def _let_go(self) -> None:
         try:
