@@ -676,8 +676,8 @@ def test_of_several_processes_each_is_counted_once(crew, cache):
 
 
 def test_a_process_that_is_killed_loses_only_what_it_had_not_written(crew, cache):
-    builder = crew.start(build_and_hit, cache, 1)
     make(cache, "common")
+    builder = crew.start(build_and_hit, cache, 1)
     builder.hear("done")
     builder.kill()
     assert everyone(cache).builds == 2

@@ -15,6 +15,7 @@ from atomcache import (
     RemoteTraceback,
 )
 from atomcache._door import Door
+from atomcache._flight import Flight
 from atomcache._keys import digest
 
 from .crew import PATIENCE, leftovers, sleepers, until
@@ -327,10 +328,6 @@ def test_a_wait_with_a_timeout_ends_with_the_build(crew, cache):
     builder.hear("building")
     answers = []
     waiter = threading.Thread(
-        target=lambda: answers.append(cache.get_or_create("key", None, timeout=60))
-    )
-    # factory=None: whoever waits must not build
-    waiter = threading.Thread(
         target=lambda: answers.append(cache.get_or_create("key", lambda: "wrong", timeout=60))
     )
     waiter.start()
@@ -342,10 +339,16 @@ def test_a_wait_with_a_timeout_ends_with_the_build(crew, cache):
 
 def test_impatient_callers_share_one_sleeping_thread(crew, cache):
     builder, _ = start_and_sleep(crew, cache, 0)
-    for _ in range(20):
+
+    def ask_in_vain(timeout):
         with pytest.raises(BuildTimeout):
-            cache.get_or_create("key", lambda: "not me", timeout=0.001)
-    assert sleepers(claim_of(cache)) == 1
+            cache.get_or_create("key", lambda: "not me", timeout=timeout)
+
+    # Whose time is up before it comes to wait starts no thread.
+    until(lambda: ask_in_vain(0.1) or sleepers(claim_of(cache)), "one sleeps")
+    for _ in range(20):
+        ask_in_vain(0.01)
+    until(lambda: sleepers(claim_of(cache)) == 1, "one only")
 
 
 def test_threads_of_one_process_elect_one_and_each_gets_an_object_of_its_own(cache):
@@ -374,7 +377,7 @@ def test_threads_of_one_process_elect_one_and_each_gets_an_object_of_its_own(cac
     assert len({id(answer) for answer in answers}) == 16
 
 
-def test_threads_that_wait_get_the_error_of_the_one_that_built(cache):
+def test_threads_that_wait_get_the_error_of_the_one_that_built(cache, monkeypatch):
     builds = []
     may_end = threading.Event()
     errors = []
@@ -392,20 +395,18 @@ def test_threads_that_wait_get_the_error_of_the_one_that_built(cache):
     first = threading.Thread(target=run)
     first.start()
     until(lambda: builds, "somebody builds")
-    flight = next(iter(cache._protocol.flights._flights.values()))
     followers = [threading.Thread(target=run) for _ in range(4)]
     asleep = []
-    wait = flight.wait
-    type(flight).wait = lambda self, timeout: (asleep.append(1), wait(timeout))[1]
-    try:
-        for thread in followers:
-            thread.start()
-        until(lambda: len(asleep) == 4, "the others follow")
-        may_end.set()
-        for thread in [first, *followers]:
-            thread.join(60)
-    finally:
-        type(flight).wait = lambda self, timeout: wait.__func__(self, timeout)
+    wait = Flight.wait
+    monkeypatch.setattr(
+        Flight, "wait", lambda self, timeout: (asleep.append(1), wait(self, timeout))[1]
+    )
+    for thread in followers:
+        thread.start()
+    until(lambda: len(asleep) == 4, "the others follow")
+    may_end.set()
+    for thread in [first, *followers]:
+        thread.join(PATIENCE)
     assert builds == [1]
     assert [error.code for error in errors] == [3] * 5
     assert len({id(error) for error in errors}) == 5
