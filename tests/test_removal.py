@@ -774,7 +774,6 @@ def read_strictly(line, path, stop):
     path = str(path)
     whole = torn = missing = 0
     latest = 0
-    line.tell("reading")
     while not os.path.exists(stop):
         try:
             with open(path) as file:
@@ -784,6 +783,8 @@ def read_strictly(line, path, stop):
             continue
         number = int(text[:4] or 0)
         if text == content(number) and number >= latest:
+            if not whole:
+                line.tell("reading")
             whole += 1
             latest = number
         else:
@@ -837,13 +838,14 @@ class NoExchange(Door):
 def ask_in_a_loop(line, cache, stop):
     """Ask the cache for a path that others refresh; whoever finds none builds one."""
     cache._open(NoExchange())
-    line.tell("asking")
     asked = 0
     while not os.path.exists(stop):
         path = cache.get_or_create_path(
             "key", lambda target: target.write_text(content(9999)), name="made"
         )
         asked += path.name == "made"
+        if asked == 1:
+            line.tell("asking")
     return asked
 
 

@@ -304,6 +304,7 @@ def test_a_callback_that_raises_harms_nobody(crew, pool, told, seen, caplog, err
         until(lambda n=number: len(seen) > n, "it is told")
         finish(builder)
         assert asked.result(PATIENCE) == "built"
+        until_quiet()  # a wait that begins before its thread has ended is told by none
     assert len(seen.series()) == 2
     if isinstance(error, Exception):
         logged = [record for record in caplog.records if record.levelno == logging.WARNING]
