@@ -24,6 +24,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from _thread import allocate_lock, start_new_thread
+from contextlib import suppress
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
@@ -121,10 +122,11 @@ class _Making:
             self._loop.call_soon_threadsafe(self._start)
             while not self._ended.acquire(timeout=_LOOK_AT_LOOP):
                 if self._stands_still():
+                    self._cancelled = True  # should the loop come to begin it before the next line
                     self._loop.call_soon_threadsafe(self.cancel)
                     raise Halted
         except RuntimeError:  # the loop is closed
-            _close(self._making)
+            self._leave()
             raise Abandoned from None
         if self._task is None or self._task.cancelled():
             raise Abandoned
@@ -139,14 +141,29 @@ class _Making:
             self._task.cancel()
         return True
 
+    def _leave(self) -> None:
+        """Leave a coroutine behind whose loop is closed."""
+        if self._task is not None:
+            # A loop that ends cancels its tasks and then turns on for a moment, in which this one
+            # may have begun: asyncio would complain of what is nobody's mistake.
+            self._task._log_destroy_pending = False  # type: ignore[attr-defined]
+        with suppress(Exception):  # it can't await any more what it needs to clean up
+            if self._task is not None:
+                _close(self._task.get_coro())
+            _close(self._making)
+
     def _start(self) -> None:
         if self._cancelled:
             _close(self._making)
             self._ended.release()
             return
-        making = self._making if inspect.iscoroutine(self._making) else _await(self._making)
-        self._task = self._loop.create_task(making, context=self._context)
+        self._task = self._loop.create_task(self._run(), context=self._context)
         self._task.add_done_callback(self._end)
+
+    async def _run(self) -> Any:
+        if self._cancelled:  # while the loop stood still, after it was to begin this
+            raise asyncio.CancelledError
+        return await self._making
 
     def _end(self, task: asyncio.Task[Any]) -> None:
         _close(self._making)  # it may have been cancelled before its first step
@@ -350,10 +367,6 @@ def _tell(
         loop.call_soon_threadsafe(settle)
     except RuntimeError:  # the loop is closed: nobody is left to tell
         return
-
-
-async def _await(making: Any) -> Any:
-    return await making
 
 
 def _close(making: Any) -> None:

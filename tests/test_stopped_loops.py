@@ -244,27 +244,34 @@ def test_what_a_stopped_loop_builds_is_built_by_who_asks_and_found_by_its_task(c
     loop.close()
 
 
-def test_a_coroutine_that_a_stopped_loop_has_not_begun_is_never_begun(cache, monkeypatch):
+@pytest.mark.parametrize("moment", ["last turn", "stopped"])
+def test_a_coroutine_that_a_stopped_loop_has_not_begun_is_never_begun(cache, monkeypatch, moment):
+    """It is to begin when the loop stops: in its last turn, or later."""
     monkeypatch.setattr(_tasks, "_LOOK_AT_LOOP", 0.01)
-    called = threading.Event()
+    called, stopped, begun = threading.Event(), threading.Event(), []
 
     async def build():
-        raise AssertionError("begun after it was given up")
+        begun.append(1)
 
     def factory():
         called.set()
+        assert moment == "last turn" or stopped.wait(LONG)
         return build()
 
     async def begin():
         task = asyncio.create_task(cache.aget_or_create("key", factory))
         await asyncio.sleep(0)
         assert called.wait(LONG)  # without a turn of the loop
+        if moment == "last turn":
+            until(lambda: loop._ready, "the thread wants the loop to begin it")
         return task
 
     loop = asyncio.new_event_loop()
     task = loop.run_until_complete(begin())
+    stopped.set()
     assert cache.get_or_create("key", lambda: "by the call", timeout=LONG) == "by the call"
     assert loop.run_until_complete(task) == "by the call"
+    assert begun == [], "begun after it was given up"
     loop.close()
 
 
