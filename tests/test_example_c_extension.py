@@ -99,7 +99,7 @@ def test_those_who_sleep_take_over_though_the_dead_ones_compiler_runs_on(tmp_pat
     with gated_compiler(tmp_path) as (compiler, gate):
         example = start("--cache", tmp_path / "cache", CC=str(compiler))
         started = tmp_path / "started"
-        until(started.exists, "somebody compiles")
+        until(lambda: started.exists() and started.read_text(), "somebody compiles")
         until(lambda: asleep(tmp_path / "cache") == 3, "the others sleep")
         killed = int(started.read_text().split()[0])
         os.kill(killed, signal.SIGKILL)
