@@ -49,15 +49,16 @@ from atomcache._door import Door
 from atomcache._keys import digest
 from atomcache._layout import is_entry
 
-from .crew import Crew, leftovers
+from .crew import PATIENCE, Crew, leftovers
 
 try:
     import fcntl
 except ImportError:  # Windows, where none of this is run
     fcntl = None
 
-BOUND = 10.0
-"""Seconds after which a step counts as a hang; it should take milliseconds."""
+BOUND = PATIENCE / 3
+"""Seconds after which a step counts as a hang, so that a case tells where before its player is
+taken for hung; it should take milliseconds."""
 
 ERRNOS = [
     getattr(errno, name) for name in ("ENOSPC", "EIO", "EACCES", "EMFILE", "EDQUOT", "EINTR")
@@ -887,7 +888,7 @@ def _trial(place, case):
             os.close(go_read)
             os.close(go_write)
         try:
-            told = tester.hear(case.bound)
+            told = tester.hear(BOUND)
         except Hung as where:
             complain(f"the tester hangs:\n{where}")
             return verdict, calls
@@ -905,7 +906,7 @@ def _trial(place, case):
 
         if scenario.waits:
             try:
-                other_child.hear(case.bound)
+                other_child.hear(BOUND)
             except Hung as where:
                 complain(f"the other builder hangs:\n{where}")
 
@@ -927,7 +928,7 @@ def _trial(place, case):
         if told is not None:  # the process that was refused a call goes on
             tester.order()
             try:
-                for text in tester.hear(case.bound) or ["the tester died later"]:
+                for text in tester.hear(BOUND) or ["the tester died later"]:
                     if text:
                         complain(text)
             except Hung as where:

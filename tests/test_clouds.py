@@ -32,7 +32,7 @@ def cloud():
 
 def machine(cloud, folder, dialect="s3", **options):
     address, settings = cloud.remote(dialect)
-    usual = {"remote_timeout": 5, "codec": "bytes"}
+    usual = {"remote_timeout": PATIENCE, "codec": "bytes"}
     return Cache(folder, remote=address, remote_options=settings, **{**usual, **options})
 
 
@@ -61,11 +61,11 @@ def test_a_large_result_is_returned_and_kept_though_its_upload_fails(
 def test_parts_that_share_a_slow_line_may_each_take_longer_than_a_request(cloud, tmp_path):
     def slow(kind, path):
         if kind == "part":
-            time.sleep(2.5)  # the store's own pace; the limit of a request is 2 s, of a part 4 s
+            time.sleep(6.5)  # the store's own pace; the limit of a request is 6 s, of a part 12 s
 
     cloud.refuse = slow
     cloud.lock = contextlib.nullcontext()
-    machine(cloud, tmp_path / "a", remote_timeout=2).get_or_create("key", lambda: b"x" * 9_000_000)
+    machine(cloud, tmp_path / "a", remote_timeout=6).get_or_create("key", lambda: b"x" * 9_000_000)
     cloud.refuse = lambda kind, path: None
     assert len(machine(cloud, tmp_path / "b").get_or_create("key", never)) == 9_000_000
 

@@ -43,7 +43,7 @@ from atomcache._door import door
 from atomcache._keys import digest
 from atomcache._lines import write_lines
 
-from .crew import leftovers
+from .crew import PATIENCE, leftovers
 
 np = pytest.importorskip("numpy")
 pytest.importorskip("hypothesis")
@@ -76,7 +76,7 @@ class HangsError(BaseException):
 
 
 @contextlib.contextmanager
-def bounded(seconds=30):
+def bounded(seconds=PATIENCE):
     """Fail rather than hang."""
     if not hasattr(signal, "setitimer"):
         yield
@@ -823,7 +823,8 @@ def test_any_name_of_a_path_is_an_entry_name_error_or_works(junk):
 
 @fuzz(20)
 @given(
-    st.floats(1, allow_infinity=True) | st.timedeltas(min_value=datetime.timedelta(seconds=1)),
+    st.floats(PATIENCE, allow_infinity=True)
+    | st.timedeltas(min_value=datetime.timedelta(seconds=PATIENCE)),
     st.booleans(),
 )
 @example(1e10, True)
@@ -835,13 +836,13 @@ def test_a_timeout_of_any_length_is_waited_with(timeout, other_cache):
 
     def build():
         building.set()
-        go_on.wait(20)
+        assert go_on.wait(PATIENCE)
         return "built"
 
     with fresh_cache() as cache:
         builder = threading.Thread(target=cache.get_or_create, args=("key", build))
         builder.start()
-        building.wait(20)
+        assert building.wait(PATIENCE)
         threading.Timer(0.02, go_on.set).start()
         asked = Cache(cache.directory) if other_cache else cache
         try:
