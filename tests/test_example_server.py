@@ -15,6 +15,9 @@ from .crew import PATIENCE, until
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "examples" / "server.py"
+RUN = 5 * PATIENCE
+"""Seconds after which a run of pytest counts as a hang: its workers take a minute to start where
+others want the processor."""
 
 
 @pytest.fixture
@@ -48,7 +51,7 @@ def test_all_workers_use_one_server(
         env=environment,
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=RUN,
         check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr
