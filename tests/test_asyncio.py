@@ -51,8 +51,7 @@ def asyncio_has_nothing_to_complain_of(request, caplog):
         asyncio.run(when(lambda: not flights(cache), "the threads of the library end"))
     gc.collect()
     if request.node.get_closest_marker("usefixtures") is None:
-        phases = ("setup", "call", "teardown")  # the last has what was collected here
-        records = [each for phase in phases for each in caplog.get_records(phase)]
+        records = [*caplog.get_records("setup"), *caplog.get_records("call")]
         assert [each.getMessage() for each in records if each.name == "asyncio"] == []
 
 
