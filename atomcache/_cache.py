@@ -157,6 +157,11 @@ class Cache:
         place: Any = directory if isinstance(directory, str) else _path_of(directory)
         if not isinstance(place, str) or not place or "\0" in place or not _encodable(place):
             raise OptionError(f"directory must be the path of a folder, not {describe(directory)}")
+        if isinstance(directory, str) and "://" in directory:
+            raise OptionError(
+                f"directory must be the path of a folder, not {describe(directory)}. A bucket is "
+                "given as remote=, beside a folder of this machine"
+            )
         if isinstance(allow, str | bytes | type) or not hasattr(allow, "__iter__"):
             raise OptionError(
                 f"allow must be several classes, as a list or tuple, not {describe(allow)}"

@@ -170,6 +170,6 @@ def _check_json(value: Any) -> None:
             raise CodecError(f"JSON has no {value!r}; use the codec 'data'")
     elif kind not in (str, int, bool) and value is not None:
         raise CodecError(
-            f"codec 'json' can't store a {type_name(value)} so that it comes back as one; "
+            f"codec 'json' can't store this {type_name(value)} so that it comes back as one; "
             "use list, dict, str, int, float, bool and None, or the codec 'data'"
         )

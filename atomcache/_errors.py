@@ -167,7 +167,7 @@ _REMEDIES = {
     errno.EMFILE: "Close files or raise the limit of open files (ulimit -n)",
     errno.ENFILE: "Close files or raise the system's limit of open files",
     errno.ENOTDIR: "Choose a folder; a part of this path is a file",
-    errno.EEXIST: "Choose a folder; a part of this path is a file",
+    errno.EEXIST: "Choose a folder; a part of this path is a file, or a link that leads nowhere",
     errno.ENAMETOOLONG: "Choose a folder with a shorter path",
     errno.ENOENT: "See who deletes the folder",
 }

@@ -304,7 +304,7 @@ class InertPickles:
             raise CodecError(str(error)) from None
         except RecursionError:
             raise CodecError(
-                f"codec 'data' can't store a {type_name(value)} nested so deeply"
+                f"codec 'data' can't store {type_name(value)} objects nested so deeply"
             ) from None
         return file.getvalue(), [buffer.raw() for buffer in buffers]
 
@@ -360,7 +360,7 @@ class InertPickles:
         if function is type(value):
             return ALLOWED, (reference, "call", args), *rest
         raise CodecError(
-            f"codec 'data' can't store a {type_name(value)}: its __reduce__ rebuilds it by "
+            f"codec 'data' can't store this {type_name(value)}: its __reduce__ rebuilds it by "
             f"{function!r}, not by its own class; use codec='pickle'"
         )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 
 from ._errors import OptionError
 from ._keys import describe
@@ -264,7 +265,7 @@ def number(name: str, value: object) -> int | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
         raise OptionError(f"{name} must be a positive whole number or None, not {describe(value)}")
-    return value
+    return min(value, sys.maxsize)  # more can't be
 
 
 def _one_of(*choices: str) -> Callable[[str, object], str]:

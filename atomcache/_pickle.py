@@ -64,7 +64,7 @@ class Pickle(AnyCodec):
             payload = pickle.dumps(value, 5, buffer_callback=keep_large(buffers))
         except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
             raise CodecError(
-                f"codec 'pickle' can't store a {type_name(value)}: {error}"
+                f"codec 'pickle' can't store this {type_name(value)}: {error}"
             ) from error
         return 0, payload, [buffer.raw() for buffer in buffers]
 

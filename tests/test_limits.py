@@ -484,6 +484,14 @@ def test_a_limit_of_the_wrong_type_or_sign_is_refused_at_once(tmp_path, name, li
     assert not (tmp_path / "cache").exists()
 
 
+def test_a_limit_beyond_all_numbers_is_never_reached(tmp_path):
+    cache = Cache(tmp_path / "cache", max_entries=10**400)
+    ask_value(cache, "key")
+    rest()
+    assert cache.prune(max_entries=10**400).entries == 1
+    assert os.path.exists(mark(cache, "count")), "a thread has come to its end"
+
+
 NOTHING = [
     {"max_bytes": 0},
     {"max_bytes": "0.1"},

@@ -1102,6 +1102,13 @@ def test_a_wrong_parameter_is_an_option_error_when_the_cache_is_made(tmp_path, n
         Cache(**parameters)
 
 
+def test_a_bucket_in_the_place_of_a_folder_is_an_option_error(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OptionError, match="remote="):
+        Cache("s3://bucket/prefix")
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "a\0", None, 5, b"x"], ids=ascii)
 def test_an_application_name_that_is_not_a_plain_folder_name_is_an_option_error(name):
     with pytest.raises(OptionError, match="name"):
