@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from ._bucket import StoreDown
 from ._build import Build
 from ._claim import claim_path, take
+from ._flight import AtWork
 from ._header import Damaged
 from ._keys import describe, function_of
 from ._log import logger
@@ -40,7 +41,7 @@ class Bringers:
     """Who of one process is about to bring which entry."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer that asks may come in between
         self._running: dict[str, list[Any]] = {}
 
     @contextmanager
@@ -56,7 +57,7 @@ class Bringers:
             with self._lock:
                 bringer[1] -= 1
                 if not bringer[1]:
-                    del self._running[path]
+                    self._running.pop(path, None)
 
 
 def bring(protocol: Protocol, entry: Entry, started: float, default: Any) -> Any:
@@ -67,7 +68,11 @@ def bring(protocol: Protocol, entry: Entry, started: float, default: Any) -> Any
         return default
     try:
         remote.bucket.check_process()  # before a lock that a fork may have left locked
-        with remote.bringers.one_by_one(entry.path), remote.bucket.budget():
+        with (
+            remote.bringers.one_by_one(entry.path),
+            AtWork(protocol.door, entry.path),
+            remote.bucket.budget(),
+        ):
             return _bring(protocol, entry, started, default)
     except StoreDown as error:
         remote.outage.note(error)

@@ -16,6 +16,8 @@ from __future__ import annotations
 from ._build import running
 from ._claim import claim_path, living_record
 from ._errors import CircularBuildError
+from ._flight import TELLING, is_at_work, is_leading
+from ._layout import CLAIM
 from ._loops import fall_asleep, running_loop, wake
 
 TYPE_CHECKING = False
@@ -52,6 +54,12 @@ class Circles:
                     f"the factory of {entry.what()} asked for its own result, in {path}. "
                     "Let it compute the value, or ask for another key"
                 )
+        if is_at_work(self._layout.door, entry.path):
+            raise CircularBuildError(
+                f"this very thread is at {entry.what()}, in {path}, and what came in between "
+                "asked for the same: a signal handler, a finalizer or a callback. Let it ask for "
+                "another key"
+            )
 
     def waiting(self, path: str, *, stops_loop: bool) -> _Waiting:
         """Return what announces, as a context, that the builds that run here wait for a claim.
@@ -69,10 +77,17 @@ class Circles:
         Whoever waits has announced it before it comes here, so of those who close a
         circle the last one at least finds it closed.
         """
+        door = self._layout.door
+        if is_at_work(door, TELLING):
+            raise CircularBuildError(
+                f"a callback that is told of waits can't wait itself, for {entry.what()}, in "
+                f"{self._layout.directory}: those that it is told of may have to wait for it. "
+                "Let it ask in another thread"
+            )
         mine = [build for build in waiting.builds if not build.over]
         tokens = {build.claim.token: build for build in mine if build.claim is not None}
         ahead: list[tuple[str, tuple[str, ...]]] = (
-            [(waiting.path, ())] if mine or self.handed else []
+            [(waiting.path, ())] if mine or self.handed or is_leading(door, waiting.path) else []
         )
         visited = set()
         while ahead:
@@ -81,7 +96,7 @@ class Circles:
                 continue
             visited.add(path)
             apart = unclaimed.get(path)
-            record = None if apart is not None else living_record(self._layout.door, path)
+            record = None if apart is not None else living_record(door, path)
             closed: Build | None
             if record is not None:
                 chain = (*chain, f"{record.what} (process {record.pid} on {record.host})")
@@ -92,8 +107,10 @@ class Circles:
                 waits, closed = list(apart.waits), apart if apart in mine else None
                 found = closed is not None
             else:
-                continue
-            if found:
+                waits, closed, found = [], None, False
+            # What came in between, as a signal handler or a finalizer does, runs in no build of
+            # the thread that it keeps from going on.
+            if found or (path != waiting.path and is_at_work(door, path[: -len(CLAIM)])):
                 what = f"waiting for {entry.what()}, in {self._layout.directory}, would never end"
                 raise CircularBuildError(_say(what, ", then ".join(chain), closed))
             ahead += [(each, chain) for each in waits]

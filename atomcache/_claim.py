@@ -108,7 +108,8 @@ class Claim:
         self._waits_for: list[str] = []
         self._beating = False
         self._size = 0
-        self._writing = door.allocate_lock()
+        # A finalizer or a signal handler that waits, within this build, may come in between.
+        self._writing = door.allocate_rlock()
         self.released = False
 
     def sign(

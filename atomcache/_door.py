@@ -25,7 +25,7 @@ import errno
 import os
 import stat
 import sys
-from _thread import RLock, allocate_lock, start_new_thread
+from _thread import RLock, allocate_lock, get_ident, start_new_thread
 from time import monotonic, sleep
 from time import time as wall_time
 
@@ -109,6 +109,8 @@ class Door:
     monotonic = staticmethod(monotonic)
     sleep = staticmethod(sleep)
     allocate_lock = staticmethod(allocate_lock)
+    allocate_rlock = staticmethod(RLock)
+    thread = staticmethod(get_ident)
 
     def __init__(self) -> None:
         self._host: str | None = None
@@ -422,7 +424,7 @@ class _Sleepers:
     """
 
     def __init__(self) -> None:
-        self._lock = allocate_lock()
+        self._lock = RLock()  # a finalizer or a signal handler that waits may come in between
         self._bells: dict[tuple[int, int], LockType] = {}
 
     def wait(self, fd: int, timeout: float) -> bool:

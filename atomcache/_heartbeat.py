@@ -13,7 +13,7 @@ build the same thing once more, and nobody sees a torn value.
 from __future__ import annotations
 
 import os
-from _thread import allocate_lock, start_new_thread
+from _thread import RLock, allocate_lock, start_new_thread
 
 from ._door import door
 from ._log import logger
@@ -27,26 +27,26 @@ class _Heart:
     """The claims that one process keeps alive, and the thread that does so."""
 
     def __init__(self) -> None:
-        self.lock = allocate_lock()
+        # A finalizer or a signal handler that builds too may come in between.
+        self.lock = RLock()
         self.periods: dict[int, float] = {}
         self.asleep_for: float | None = None  # None: no thread runs
         self.bell: LockType = allocate_lock()
         self.bell.acquire()
 
     def start(self, fd: int, period: float) -> None:
-        with self.lock:
-            self.periods[fd] = period
-            if self.asleep_for is None:
-                try:
+        try:
+            with self.lock:
+                self.periods[fd] = period
+                if self.asleep_for is None:
                     start_new_thread(self.beat, ())
-                except RuntimeError as error:  # no more threads to be had
-                    logger().warning(
-                        "a build has no heartbeat, other machines may build it too: %s", error
-                    )
-                else:
                     self.asleep_for = period
-            elif period < self.asleep_for and self.bell.locked():
-                self.bell.release()
+                elif period < self.asleep_for and self.bell.locked():
+                    self.bell.release()
+        except RuntimeError as error:  # no more threads to be had
+            logger().warning(
+                "a build has no heartbeat, other machines may build it too: %s", error
+            )
 
     def stop(self, fd: int) -> None:
         with self.lock:
@@ -60,19 +60,25 @@ class _Heart:
                     return
                 self.asleep_for = min(self.periods.values())
             self.bell.acquire(timeout=self.asleep_for)
+            errors = []
             with self.lock:  # held while touching: nobody closes a descriptor meanwhile
                 for fd in list(self.periods):
-                    self.touch(fd)
+                    if fd in self.periods:  # a finalizer that came in between may have ended it
+                        errors += self.touch(fd)
+            # Not under the lock: what handles it may wait for a build that needs the lock.
+            for error in errors:
+                logger().warning(
+                    "the heartbeat of a build stopped, other machines may build it too: %s", error
+                )
 
-    def touch(self, fd: int) -> None:
+    def touch(self, fd: int) -> list[OSError]:
         try:
             os.utime(fd)
             door.show(fd)
         except OSError as error:
-            del self.periods[fd]
-            logger().warning(
-                "the heartbeat of a build stopped, other machines may build it too: %s", error
-            )
+            self.periods.pop(fd, None)
+            return [error]
+        return []
 
 
 _heart = _Heart()

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import os
 import sys
-from _thread import allocate_lock
+from _thread import RLock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ._build import Build
 
-_lock = allocate_lock()
-_needed: dict[object, list[Build]] = {}
+_lock = RLock()  # a finalizer or a signal handler that waits too may come in between
+_needed: dict[object, tuple[Build, ...]] = {}
 _asleep: list[object] = []
 
 
@@ -37,17 +37,17 @@ def need(loop: object, build: Build) -> bool:
     with _lock:
         if loop in _asleep:
             return False
-        _needed.setdefault(loop, []).append(build)
+        _needed[loop] = (*_needed.get(loop, ()), build)
         return True
 
 
 def need_no_more(loop: object, build: Build) -> None:
     """Note that a build has got from a loop what it needed."""
     with _lock:
-        builds = _needed.get(loop, [])
-        if build in builds:
-            builds.remove(build)
-        if not builds:
+        left = tuple(each for each in _needed.get(loop, ()) if each is not build)
+        if left:
+            _needed[loop] = left
+        else:
             _needed.pop(loop, None)
 
 
@@ -55,7 +55,7 @@ def fall_asleep(loop: object) -> tuple[Build, ...]:
     """Note that a loop's thread is about to sleep; return the builds that need the loop."""
     with _lock:
         _asleep.append(loop)
-        return tuple(_needed.get(loop, ()))
+        return _needed.get(loop, ())
 
 
 def wake(loop: object) -> None:
@@ -67,7 +67,7 @@ def wake(loop: object) -> None:
 
 def _after_fork_in_child() -> None:
     global _lock
-    _lock = allocate_lock()
+    _lock = RLock()
     _needed.clear()
     _asleep.clear()
 

@@ -13,14 +13,13 @@ not a miss; on filesystems that show changes late, so does the stat.
 from __future__ import annotations
 
 import os
-from _thread import allocate_lock
+from _thread import RLock
 from time import time
 
 from ._freshness import RACY_SECONDS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from _thread import LockType
     from typing import Any
 
     from ._codecs import AnyCodec
@@ -45,7 +44,8 @@ class MemoryTier:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.size = 0
-        self._lock = allocate_lock()
+        self._lock = RLock()
+        self._changing = False
         self._pid = os.getpid()
         self._kept: dict[str, tuple[tuple[int, ...], AnyCodec, Any, int, Header]] = {}
 
@@ -55,8 +55,13 @@ class MemoryTier:
         if kept is None or kept[0] != _version(found) or kept[1] is not codec:
             return None
         with self._own_lock():
-            if self._kept.pop(path, None) is not None:
-                self._kept[path] = kept  # now the youngest: dicts keep the order of insertion
+            if not self._changing:
+                try:
+                    self._changing = True
+                    if self._kept.pop(path, None) is not None:
+                        self._kept[path] = kept  # the youngest: dicts keep the order of insertion
+                finally:
+                    self._changing = False
         return kept[2], kept[4]
 
     def put(
@@ -74,17 +79,28 @@ class MemoryTier:
         if time() - found.st_ctime < RACY_SECONDS:
             return  # one that comes in its place could look the same
         with self._own_lock():
-            self._drop(path)
-            self._kept[path] = (_version(found), codec, value, cost, header)
-            self.size += cost
-            while self.size > self.limit:
-                self._drop(next(iter(self._kept)))
+            if self._changing:
+                return
+            try:
+                self._changing = True
+                self._drop(path)
+                self._kept[path] = (_version(found), codec, value, cost, header)
+                self.size += cost
+                while self.size > self.limit:
+                    self._drop(next(iter(self._kept)))
+            finally:
+                self._changing = False
 
-    def _own_lock(self) -> LockType:
-        """Return the lock; a free one in a forked child, whose parent's threads stayed behind."""
+    def _own_lock(self) -> RLock:
+        """Return the lock; a free one in a forked child, whose parent's threads stayed behind.
+
+        A finalizer or a signal handler that comes in between has it too, and changes nothing.
+        """
         if self._pid != os.getpid():
             self._pid = os.getpid()
-            self._lock = allocate_lock()
+            self._lock = RLock()
+            self._changing = False
+            self.size = sum(each[3] for each in list(self._kept.values()))
         return self._lock
 
     def _drop(self, path: str) -> None:

@@ -9,6 +9,7 @@ other machines and can't be.
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,9 @@ QUIET = 600.0
 """Seconds between two warnings, of a store that comes and goes."""
 
 
+_noting = threading.RLock()  # a finalizer that asks may come in between
+
+
 class Outage:
     """Whether one store is worth a try."""
 
@@ -39,7 +43,6 @@ class Outage:
         self.over_at = 0.0
         self._rest = 0.0
         self._quiet_until = 0.0
-        self._noting = threading.Lock()
 
     def usable(self) -> bool:
         """Tell whether the store is worth a try: not for a while after it failed."""
@@ -48,7 +51,7 @@ class Outage:
     def note(self, error: StoreDown) -> None:
         """Leave the store alone for a while; warn once until it works again."""
         now = self._door.monotonic()
-        with self._noting:
+        with _noting:
             if now >= self.over_at:  # or several threads met the same failure
                 self._rest = min(max(2 * self._rest, FIRST_REST), LONGEST_REST)
                 self.over_at = now + self._rest
@@ -75,3 +78,12 @@ class Outage:
             raise StorageError(
                 5, f"the bucket can't be changed: {error}. Try again when it can be reached", ""
             ) from error
+
+
+def _after_fork_in_child() -> None:
+    global _noting
+    _noting = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -158,6 +158,7 @@ class Protocol:
         """Get the entry for all of this process who want it; they learn the outcome."""
         outcome = None
         try:
+            lead.begin()
             outcome = self._attempt(entry, started, patience)
         finally:
             try:

@@ -139,6 +139,7 @@ class Stale:
         context = copy_context()
         try:
             start_thread(lambda: context.run(build))
+            lead.leave()
         except RuntimeError as error:  # no more threads to be had, or the interpreter ends
             lead.land(None)
             logger().warning("%s is not built anew yet: %s", entry.what(), error)

@@ -121,13 +121,13 @@ class Statistics:
         self._watch = watch
         self._folder = layout.statistics
         self._next_write = 0.0
-        self._busy = allocate_lock()
         self._forget()
 
     def _forget(self) -> None:
         """Start afresh, as a forked child must: its counts are in a file of their own."""
         self._pid = self._door.getpid()
         self._busy = allocate_lock()
+        self._busy_thread = 0
         self._name = self._new_name()
         self._added = Counts()  # what is in the total already
         self._written = Counts()  # what is in this process's file
@@ -161,27 +161,28 @@ class Statistics:
     def everyone(self) -> Counts:
         """Return the sum of all processes' counts."""
         self.write()
-        self._total = Counts()
         self._attempt(self._sum_up)
         return self._total
 
     def _sum_up(self) -> None:
         """Add up all files, while nobody moves counts from one to another."""
-        if not self._names():
-            return
-        lock = self._lock(tries=_TRIES)
-        try:
-            _, added = self._read_total()
-            for name in self._names():
-                if name not in added:
-                    self._total = _add(self._total, self._read(name))
-        finally:
-            self._unlock(lock)
+        total = Counts()
+        if self._names():
+            lock = self._lock(tries=_TRIES)
+            try:
+                _, added = self._read_total()
+                for name in self._names():
+                    if name not in added:
+                        total = _add(total, self._read(name))
+            finally:
+                self._unlock(lock)
+        self._total = total
 
     def clear(self) -> None:
         """Forget what everybody counted."""
         self._attempt(lambda: self._door.remove_tree(self._folder))
         self._added, self._written = self.counts(), Counts()
+        self._total = Counts()
 
     def _lock(self, tries: int = 1) -> int | None:
         """Take the lock of those who add up, if it is to be had."""
@@ -226,15 +227,20 @@ class Statistics:
     def _attempt(self, step: Callable[[], object]) -> None:
         if self._pid != self._door.getpid():
             self._forget()
+        thread = self._door.thread()
+        if self._busy_thread == thread:
+            return  # a finalizer or a signal handler came in between
         if not self._busy.acquire(timeout=_PATIENCE):
             return  # another thread is at it, on a filesystem that does not answer
         try:
+            self._busy_thread = thread
             step()
         except FileNotFoundError:
             return  # the cache was deleted, and its counts with it
         except OSError as error:
             logger().warning("what was counted can't be written down: %s", error)
         finally:
+            self._busy_thread = 0
             self._busy.release()
 
     def _write(self) -> None:

@@ -205,6 +205,7 @@ async def _get(protocol: Protocol, entry: Entry, errand: Errand, started: float)
         if lead is not None:
             try:
                 answer = _in_thread(protocol.lead, entry, lead, started, patience)
+                lead.leave()
             except BaseException:
                 lead.land(None)
                 raise

@@ -28,7 +28,9 @@ from ._claim import (
 )
 from ._count import Count
 from ._door import ADD
+from ._errors import CircularBuildError
 from ._eviction import Eviction, Limits, Pruned, scan
+from ._flight import AtWork, is_at_work
 from ._layout import is_entry
 from ._log import logger
 from ._publish import discard
@@ -297,18 +299,24 @@ class Upkeep:
         pause
             Whether to let other threads of this process get on.
         """
-        claim = self._claim(wait)
-        if claim is None:
-            return None
-        try:
-            claim.sign("the cache is pruned", kind="upkeep")
-            return self._prune(limits, goal, Pace(self._door, self._count, pause))
-        finally:
-            claim.release()
-
-    def _claim(self, wait: bool) -> Claim | None:
-        door = self._door
         place = os.path.join(self._layout.upkeep, "prune")
+        if is_at_work(self._door, place):
+            raise CircularBuildError(
+                f"this very thread prunes the cache already, in {self._layout.directory}, and "
+                "what came in between wants the same: a signal handler, a finalizer or a callback"
+            )
+        with AtWork(self._door, place):
+            claim = self._claim(place, wait)
+            if claim is None:
+                return None
+            try:
+                claim.sign("the cache is pruned", kind="upkeep")
+                return self._prune(limits, goal, Pace(self._door, self._count, pause))
+            finally:
+                claim.release()
+
+    def _claim(self, place: str, wait: bool) -> Claim | None:
+        door = self._door
         seen: tuple[int, ...] = ()
         since = 0.0
         while True:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ._claim import claim_path, living_record
+from ._flight import TELLING, AtWork
 from ._header import MAGIC, SIZE, Damaged, glance
 from ._layout import META
 from ._listing import progress_of
@@ -126,13 +127,14 @@ class Wait:
                 self._call(now)
 
     def _call(self, waiting: Waiting) -> None:
-        for callback in (self.on_wait, *everywhere):
-            if callback is None:
-                continue
-            try:
-                callback(waiting)
-            except Exception:
-                logger().warning("on_wait failed at %r", waiting, exc_info=True)
+        with AtWork(self.door, TELLING):
+            for callback in (self.on_wait, *everywhere):
+                if callback is None:
+                    continue
+                try:
+                    callback(waiting)
+                except Exception:
+                    logger().warning("on_wait failed at %r", waiting, exc_info=True)
 
 
 _waits: dict[tuple[str, int], Wait] = {}

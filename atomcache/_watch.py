@@ -16,7 +16,7 @@ callback that raises is logged, and harms nobody.
 from __future__ import annotations
 
 import os
-from _thread import allocate_lock
+from _thread import RLock
 from _weakref import ref
 from itertools import count
 
@@ -132,22 +132,22 @@ class Watch:
 
     def __init__(self, door: Door) -> None:
         self._door = door
-        self.callbacks: tuple[list[Callable[[Event], object]], ...] = ()
+        self.callbacks: dict[object, Callable[[Event], object]] = {}
         self.requests: Callable[[], int] = int  # none, where there is no bucket
-        self._subscribing = allocate_lock()
         self.forget()
         _watches[:] = [each for each in _watches if each() is not None]
         _watches.append(ref(self))
 
     def subscribe(self, callback: Callable[[Event], object]) -> Callable[[], None]:
-        """Have `callback` told of events until the function that is returned is called."""
-        subscription = [callback]  # an object of its own: a callback may come twice
-        with self._subscribing:
-            self.callbacks = (*self.callbacks, subscription)
+        """Have `callback` told of events until the function that is returned is called.
+
+        Without a lock: a finalizer may end a subscription in the midst of another one's begin.
+        """
+        subscription = object()  # one of its own: a callback may come twice
+        self.callbacks[subscription] = callback
 
         def end() -> None:
-            with self._subscribing:
-                self.callbacks = tuple(e for e in self.callbacks if e is not subscription)
+            self.callbacks.pop(subscription, None)
 
         return end
 
@@ -158,7 +158,7 @@ class Watch:
         self._uses: dict[str, _Use] = {}
         self._past_saved = 0.0
         self._built = 0.0
-        self._summing = allocate_lock()
+        self._summing = RLock()  # a finalizer that builds may come in between
 
     def hit(self, path: str, key: object) -> bool:
         """Count a hit; tell whether the entry's use is to be recorded."""
@@ -235,16 +235,17 @@ class Watch:
     def _fold(self, paths: list[str]) -> None:
         """Put counts of entries aside, to count them anew or no more."""
         gone = [use for path in paths if (use := self._uses.pop(path, None)) is not None]
+        saved = sum(_value(use.hits) * use.took for use in gone)
         with self._summing:
-            self._past_saved += sum(_value(use.hits) * use.took for use in gone)
+            self._past_saved += saved
 
     def _call(self, kind: str, key: object, **told: Any) -> None:
         from ._keys import describe
 
         event = Event(kind, describe(key), **told)
-        for subscription in self.callbacks:
+        for callback in list(self.callbacks.values()):
             try:
-                subscription[0](event)
+                callback(event)
             except Exception:
                 log = logger()
                 log.warning("a subscriber of the cache failed at %r", event, exc_info=True)

@@ -517,7 +517,7 @@ def test_a_collector_can_be_taken_away_again(cache, registry):
     collector.end()
     make(cache)
     assert scrape(registry) == {}
-    assert cache._watch.callbacks == ()
+    assert not cache._watch.callbacks
     registry.register(prometheus.Collector(cache))
 
 
