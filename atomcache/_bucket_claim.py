@@ -113,6 +113,7 @@ class RemoteClaim:
 
     def confirm(self, **changes: Any) -> bool:
         """Renew the claim; `False` if it is another's by now, or was revoked."""
+        self._bucket.check_process()  # before a lock that a fork may have left locked
         failures = self._failures
         with self._changing:
             if self._over:

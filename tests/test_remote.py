@@ -1994,6 +1994,23 @@ def test_where_no_threads_can_be_had_all_is_built_and_shared_without(site, monke
     assert site.others() == []
 
 
+def test_a_child_forked_while_a_claim_is_renewed_does_not_wait_for_that(site):
+    claim = _claim.take(site.a._door, site.a._layout, place_of(site.a, "key", VALUE), 20)
+    entry = types.SimpleNamespace(key="key")
+    mine = _bucket_claim.RemoteClaim(
+        site.a._protocol.remote, name_of("key") + ".temp", entry, claim
+    )
+    assert mine.take(None)
+    with mine._changing:  # as the thread that renews it
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(int(PATIENCE))
+            os._exit(int(mine.end()))
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    mine.end()
+    claim.release()
+
+
 def test_a_factory_may_ask_a_slow_store_for_many_other_keys(site, monkeypatch, caplog):
     cache, clock = site.machine("c", remote_timeout=2), slowed(monkeypatch, 0.3)
 
