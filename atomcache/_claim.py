@@ -84,7 +84,7 @@ class Claim:
     """A claim that this process owns; made by `take`."""
 
     released = True
-    """Whether there is nothing to let go of, as before the end of the constructor."""
+    """Whether there is nothing to let go of, as before `take` hands it the descriptor."""
 
     def __init__(
         self,
@@ -110,7 +110,6 @@ class Claim:
         self._size = 0
         # A finalizer or a signal handler that waits, within this build, may come in between.
         self._writing = door.allocate_rlock()
-        self.released = False
 
     def sign(
         self,
@@ -258,8 +257,9 @@ def take(door: Door, layout: Layout, entry: str, lease: float) -> Claim | None:
             found = door.fstat(fd)
             if leads_to(door, path, found):
                 claim = Claim(door, path, fd, found, bool(locked), lease)
+                claim.released = False
     except BaseException:
-        if claim is not None:  # which sees to all of this itself
+        if claim is not None and not claim.released:  # which sees to all of this itself
             raise
         # No grace for others to wait out: the name is ours to remove while we hold the lock.
         try:

@@ -440,7 +440,7 @@ class _Sleepers:
                     _inherited.add(copy)
                 try:
                     start_new_thread(self._sleep, (copy, claim, bell))
-                except BaseException:
+                except Exception:  # an interrupt comes when the thread has begun, and sees to it
                     door.close_kept(copy)
                     raise
                 self._bells[claim] = bell

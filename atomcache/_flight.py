@@ -96,7 +96,13 @@ class Flight:
         """Sleep until the leader is done; `False` if `timeout` seconds passed first."""
         bell = self._allocate_lock()
         bell.acquire()
-        ring = bell.release
+
+        def ring() -> None:
+            try:
+                bell.release()
+            except RuntimeError:  # it was rung already
+                return
+
         self.when_over(ring)
         try:
             rung = bell.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
@@ -105,7 +111,10 @@ class Flight:
         return rung or self.over
 
     def when_over(self, ring: Callable[[], None]) -> None:
-        """Have `ring` called, in whatever thread, once the flight has ended; or at once."""
+        """Have `ring` called, in whatever thread, once the flight has ended; or at once.
+
+        It may be called twice.
+        """
         self.bells.append(ring)
         if self.over and self.forget_bell(ring):
             ring()
@@ -122,12 +131,17 @@ class Flight:
         """Wake everybody, each by a bell of its own, so that who is interrupted harms no other."""
         self.outcome = outcome
         self.over = True
+        self.ring()
+
+    def ring(self) -> None:
+        """Wake those who are not awake yet."""
         while self.bells:
             try:
-                ring = self.bells.pop()
+                ring = self.bells[-1]
             except IndexError:  # taken back meanwhile
                 return
-            ring()
+            ring()  # before it is taken away: an interrupt in between would strand its owner
+            self.forget_bell(ring)
 
 
 class AtWork:
@@ -210,7 +224,9 @@ class Lead:
 
     def land(self, outcome: Outcome | None) -> None:
         """End the flight: everybody on it learns `outcome`; `None` means none came."""
-        if not self.flight.over:
+        if self.flight.over:
+            self.flight.ring()  # those whom an interrupt kept from being woken
+        else:
             self._flights.land(self._entry, self.flight, outcome)
         self._unmark(self._mark)
 
@@ -236,14 +252,18 @@ class Flights:
     def board(self, entry: str) -> tuple[Flight, Lead | None]:
         """Return the flight for an entry, and if the caller is to lead it, its hold on that."""
         if self._pid != self._door.getpid():  # the leaders stayed in the parent
-            self._pid = self._door.getpid()
             self._flights = {}
+            self._pid = self._door.getpid()  # last: another thread goes by it
         lead = Lead(self, entry, Flight(self._door.allocate_lock))
-        flight = self._flights.setdefault(entry, lead.flight)
-        if flight is lead.flight:
-            return flight, lead
-        lead.leave()
-        return flight, None
+        try:
+            flight = self._flights.setdefault(entry, lead.flight)
+            if flight is lead.flight:
+                return flight, lead
+            lead.leave()
+            return flight, None
+        except BaseException:  # an interrupt, whose traceback may be kept, and the hold with it
+            lead.land(None)
+            raise
 
     def land(self, entry: str, flight: Flight, outcome: Outcome | None) -> None:
         """End a flight; later callers start another one."""

@@ -129,7 +129,12 @@ class Protocol:
         while True:
             flight, lead = self.flights.board(entry.path)
             if lead is not None:
-                outcome = self.lead(entry, lead, started, patience)
+                try:
+                    outcome = self.lead(entry, lead, started, patience)
+                finally:
+                    lead.land(
+                        None
+                    )  # where an interrupt came before its first line, or in its last
             else:
                 outcome = self._follow(entry, flight, started, patience)
             if outcome is not None:
@@ -213,8 +218,11 @@ class Protocol:
                 if claim is None:
                     outcome = self._wait(entry, started, patience)
                 else:
-                    patience.end()
-                    outcome = self._build(entry, claim, started, patience)
+                    try:
+                        patience.end()
+                        outcome = self._build(entry, claim, started, patience)
+                    finally:
+                        claim.release()  # likewise: who handles the interrupt may keep the claim alive
                     builds += 1
                 if outcome is not None:
                     return outcome

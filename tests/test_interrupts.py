@@ -1,5 +1,6 @@
 """An interrupt may come between any two lines, and harms nobody but its own caller."""
 
+import dis
 import linecache
 import os
 import sys
@@ -12,6 +13,7 @@ import pytest
 import atomcache
 from atomcache import Cache, CircularBuildError, _heartbeat
 from atomcache._build import running
+from atomcache._claim import Claim
 from atomcache._door import Door
 from atomcache._flight import Flight
 from atomcache._patience import Patience
@@ -69,9 +71,8 @@ class Tracer:
         return True
 
 
-def interrupted_at(number, step):
-    """Do something, interrupted at the n-th line; return where that was, if it was anywhere."""
-    tracer = Tracer(number)
+def interrupted_at(tracer, step):
+    """Do something, interrupted once; return where that was, if it was anywhere."""
     before = sys.gettrace()
     sys.settrace(tracer)
     try:
@@ -96,7 +97,7 @@ def test_an_interrupt_at_any_line_of_a_miss_leaves_the_key_to_others(tmp_path, a
     cache = Cache(tmp_path / "cache", durable=False)
     ask(cache, "warm up")
     number = 0
-    while where := interrupted_at(number, partial(ask, cache, number)):
+    while where := interrupted_at(Tracer(number), partial(ask, cache, number)):
         assert cache._protocol.flights._flights == {}, where
         assert _heartbeat._heart.periods == {}, where
         assert [build for build in running.get() if not build.over] == [], where
@@ -139,7 +140,7 @@ def test_an_interrupt_at_any_line_of_a_wait_leaves_those_alone_who_wait_too(tmp_
             target=lambda go_on=go_on: (door.asleep.wait(PATIENCE), go_on.set())
         )
         wake.start()
-        where = interrupted_at(number, partial(cache.get_or_create, key, hold))
+        where = interrupted_at(Tracer(number), partial(cache.get_or_create, key, hold))
         door.asleep.set()
         wake.join(PATIENCE)
         building.join(PATIENCE)
@@ -323,3 +324,99 @@ def test_a_circle_through_a_cache_that_cant_be_written_is_found(tmp_path):
         assert not thread.is_alive(), "both wait for each other"
     assert time.monotonic() - began < PATIENCE
     assert "a circle" in answers
+
+
+def test_a_leader_interrupted_as_it_wakes_those_who_follow_strands_none(tmp_path):
+    cache = Cache(tmp_path / "cache")
+    followers, answers, rung = [], [], []
+
+    def ring():
+        rung.append(True)
+        if len(rung) == 1:
+            raise Interrupt
+
+    def build():
+        [flight] = cache._protocol.flights._flights.values()
+        for number in range(3):
+            follower = threading.Thread(
+                target=lambda: answers.append(cache.get_or_create("key", lambda: "never")),
+                daemon=True,
+            )
+            followers.append(follower)
+            follower.start()
+            until(lambda number=number: len(flight.bells) == number + 1, "it follows")
+        flight.when_over(ring)
+        return "built"
+
+    with pytest.raises(Interrupt):
+        cache.get_or_create("key", build)
+    for follower in followers:
+        follower.join(PATIENCE)
+        assert not follower.is_alive()
+    assert answers == ["built"] * 3
+
+
+class AfterCalls(Tracer):
+    """Raises where Python itself does: when a call has returned, begins, or a loop goes round.
+
+    It keeps the error, as whoever handles it does, and with it all that the frames refer to.
+    """
+
+    POINTS = ("CALL", "RESUME", "JUMP_BACKWARD", "POP_JUMP_BACKWARD")
+
+    def __init__(self, number):
+        super().__init__(number)
+        self.before = {}
+        self.error = None
+
+    def __call__(self, frame, event, _):
+        if not frame.f_code.co_filename.startswith(LIBRARY):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "call":
+            self.before[id(frame)] = "RESUME"
+        elif event == "opcode":
+            here = dis.opname[frame.f_code.co_code[frame.f_lasti]]
+            before, self.before[id(frame)] = self.before.get(id(frame), ""), here
+            if before.startswith(self.POINTS) and here != "PUSH_EXC_INFO":
+                self.come_by(frame)
+        return self
+
+    def come_by(self, frame):
+        if self.where is None and self.is_possible(frame):
+            self.left -= 1
+            if self.left < 0:
+                self.where = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
+                self.error = Interrupt(self.where)
+                raise self.error
+
+
+def test_an_interrupt_leaves_the_key_to_others_also_while_it_is_handled(tmp_path):
+    """As in ``with ThreadPoolExecutor()``, whose end waits for those who wait for the key."""
+    cache = Cache(tmp_path / "cache", durable=False)
+    ask_value(cache, "warm up")
+    number = 0
+    tracer = AfterCalls(number)
+    while where := interrupted_at(tracer, partial(ask_value, cache, number)):
+        assert cache._protocol.flights._flights == {}, where
+        assert in_time(partial(ask_value, cache, number)) == "made", where
+        number += 1
+        tracer = AfterCalls(number)
+    assert number > 100
+
+
+def test_a_claim_interrupted_as_it_is_made_is_closed_once(tmp_path, monkeypatch):
+    """Closed twice, it would be another thread's file the second time."""
+    cache = Cache(tmp_path / "cache")
+    made = Claim.__init__
+
+    def interrupt(self, *given):
+        made(self, *given)
+        monkeypatch.undo()
+        raise Interrupt
+
+    monkeypatch.setattr(Claim, "__init__", interrupt)
+    with pytest.raises(Interrupt):
+        cache.get_or_create("key", lambda: "made")
+    assert in_time(lambda: cache.get_or_create("key", lambda: "made")) == "made"
+    assert leftovers(cache.directory) == []
