@@ -97,10 +97,10 @@ class MemoryTier:
         A finalizer or a signal handler that comes in between has it too, and changes nothing.
         """
         if self._pid != os.getpid():
-            self._pid = os.getpid()
             self._lock = RLock()
             self._changing = False
             self.size = sum(each[3] for each in list(self._kept.values()))
+            self._pid = os.getpid()  # last: another thread goes by it
         return self._lock
 
     def _drop(self, path: str) -> None:

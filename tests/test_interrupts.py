@@ -3,6 +3,8 @@
 import dis
 import linecache
 import os
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -420,3 +422,53 @@ def test_a_claim_interrupted_as_it_is_made_is_closed_once(tmp_path, monkeypatch)
         cache.get_or_create("key", lambda: "made")
     assert in_time(lambda: cache.get_or_create("key", lambda: "made")) == "made"
     assert leftovers(cache.directory) == []
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer's signals")
+def test_a_signal_handler_may_ask_at_whatever_moment_of_asking(tmp_path):
+    """It runs in the thread that it interrupts, so it must wait for no lock of that thread."""
+    code = f"""if True:
+        import faulthandler, itertools, signal, threading
+        from atomcache import BuildTimeout, Cache, current_build
+        faulthandler.dump_traceback_later({PATIENCE}, exit=True)
+        cache = Cache({str(tmp_path / "cache")!r}, memory=5000)
+        owner = Cache({str(tmp_path / "cache")!r})
+        begun, go_on = threading.Event(), threading.Event()
+        def hold():
+            begun.set()
+            go_on.wait()
+        thread = threading.Thread(target=owner.get_or_create, args=("held", hold), daemon=True)
+        thread.start()
+        begun.wait()
+        numbers = itertools.count()
+        inside = []
+        def ask(*_):
+            if inside:
+                return
+            inside.append(True)
+            cache.get_or_create(next(numbers), lambda: 1)
+            cache.get_or_create("warm", lambda: 1)
+            try:
+                cache.get_or_create("held", hold, timeout=0.0001)
+            except BuildTimeout:
+                pass
+            inside.clear()
+        def build():
+            for number in range(20):
+                current_build().tag(str(number))
+            return 1
+        ask()  # so that all modules are loaded
+        signal.signal(signal.SIGALRM, ask)
+        signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
+        for number in range(1500):
+            cache.get_or_create(("outer", number), build)
+            cache.get_or_create("warm", build)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        go_on.set()
+        thread.join()
+        print("done")
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=2 * PATIENCE
+    )
+    assert ran.stdout == "done\n", ran.stderr

@@ -490,6 +490,31 @@ class SimLock:
         self.release()
 
 
+class SimRLock(SimLock):
+    """One that its holder may take again."""
+
+    def __init__(self, door):
+        super().__init__(door)
+        self.owner = None
+        self.depth = 0
+
+    def acquire(self, blocking=True, timeout=-1):
+        me = self.door.me()
+        if self.owner is not me and not super().acquire(blocking, timeout):
+            return False
+        self.owner = me
+        self.depth += 1
+        return True
+
+    def release(self):
+        self.depth -= 1
+        if not self.depth:
+            self.owner = None
+            super().release()
+
+    __enter__ = acquire
+
+
 class SimDoor:
     """A door that opens on a `World`; see `atomcache._door.Door` for what each call means."""
 
@@ -732,7 +757,8 @@ class SimDoor:
     def allocate_lock(self):
         return SimLock(self)
 
-    allocate_rlock = allocate_lock  # nothing comes in between two steps of a thread
+    def allocate_rlock(self):
+        return SimRLock(self)
 
     def thread(self):
         return id(self.me())
