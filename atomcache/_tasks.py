@@ -109,6 +109,7 @@ class _Making:
         self._loop = loop
         self._making = making
         self._task: asyncio.Task[Any] | None = None
+        self._refused: Exception | None = None
         self._cancelled = False
         self._context = copy_context()
         self._ended = allocate_lock()
@@ -128,6 +129,8 @@ class _Making:
         except RuntimeError:  # the loop is closed
             self._leave()
             raise Abandoned from None
+        if self._refused is not None:
+            raise self._refused
         if self._task is None or self._task.cancelled():
             raise Abandoned
         return self._task.result()
@@ -157,7 +160,15 @@ class _Making:
             _close(self._making)
             self._ended.release()
             return
-        self._task = self._loop.create_task(self._run(), context=self._context)
+        running = self._run()
+        try:
+            self._task = self._loop.create_task(running, context=self._context)
+        except Exception as error:  # of a task factory of the program's own
+            self._refused = error
+            _close(running)
+            _close(self._making)
+            self._ended.release()
+            return
         self._task.add_done_callback(self._end)
 
     async def _run(self) -> Any:

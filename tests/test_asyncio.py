@@ -1845,6 +1845,24 @@ def test_whoever_is_cancelled_after_however_many_turns_the_other_gets_the_value(
     assert leftovers(cache.directory) == []
 
 
+def test_a_loop_that_makes_no_task_of_a_factory_is_an_error_and_leaves_nobody_waiting(cache):
+    """As one does with a task factory that knows no contexts, as they were before Python 3.11."""
+
+    async def build():
+        raise AssertionError("it has no task to run in")
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        loop.set_task_factory(lambda loop, coroutine: asyncio.Task(coroutine, loop=loop))
+        asks = [asyncio.ensure_future(cache.aget_or_create("key", build)) for _ in range(2)]
+        ended, waiting = await asyncio.wait(asks, timeout=PATIENCE)
+        assert not waiting
+        return [type(ask.exception()) for ask in ended]
+
+    assert run(main()) == [TypeError] * 2
+    assert leftovers(cache.directory) == []
+
+
 class Rush:
     """Tasks and threads that ask for the same keys and are cancelled at random moments."""
 
