@@ -222,7 +222,7 @@ class Protocol:
                         patience.end()
                         outcome = self._build(entry, claim, started, patience)
                     finally:
-                        claim.release()  # likewise: who handles the interrupt may keep the claim alive
+                        claim.release()  # likewise: a traceback that is kept keeps the claim
                     builds += 1
                 if outcome is not None:
                     return outcome

@@ -17,7 +17,7 @@ from atomcache import Cache, CircularBuildError, _heartbeat
 from atomcache._build import running
 from atomcache._claim import Claim
 from atomcache._door import Door
-from atomcache._flight import Flight
+from atomcache._flight import Flight, Flights
 from atomcache._patience import Patience
 
 from .crew import PATIENCE, leftovers, until
@@ -472,3 +472,28 @@ def test_a_signal_handler_may_ask_at_whatever_moment_of_asking(tmp_path):
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=2 * PATIENCE
     )
     assert ran.stdout == "done\n", ran.stderr
+
+
+def test_of_the_threads_of_a_forked_child_none_follows_a_leader_of_its_parent():
+    class Forked(Door):
+        pid = 1
+
+        def getpid(self):
+            return self.pid
+
+    class Raced(Flights):
+        """One where another thread comes in as the first of the child forgets the parent's."""
+
+        def __setattr__(self, name, value):
+            if name == "_flights" and door.pid == 2 and not boarded:
+                boarded.append(None)
+                boarded[:] = [self.board("entry")]
+            super().__setattr__(name, value)
+
+    door, boarded = Forked(), []
+    flights = Raced(door)
+    parents, lead = flights.board("entry")
+    assert lead is not None
+    door.pid = 2
+    boarded_too = flights.board("entry")
+    assert parents not in [flight for flight, _ in [*boarded, boarded_too]]
