@@ -84,6 +84,12 @@ class Circles:
                 f"{self._layout.directory}: those that it is told of may have to wait for it. "
                 "Let it ask in another thread"
             )
+        if door.holds_lock():
+            raise CircularBuildError(
+                f"what came in between, such as a signal handler or a finalizer, can't wait for "
+                f"{entry.what()}, in {self._layout.directory}: this very thread has a lock that "
+                "its builder may need. Ask again later, or in another thread"
+            )
         mine = [build for build in waiting.builds if not build.over]
         tokens = {build.claim.token: build for build in mine if build.claim is not None}
         ahead: list[tuple[str, tuple[str, ...]]] = (

@@ -300,6 +300,18 @@ class Door:
             with _forking:
                 os.close(os.dup(fd))
 
+    def holds_lock(self) -> bool:
+        """Tell whether this thread has a lock that others need to get on with their builds."""
+        from . import _heartbeat, _watch
+
+        locks: tuple[Any, ...] = (
+            _forking,
+            _sleepers._lock,
+            _heartbeat._heart.lock,
+            _watch._summing,
+        )
+        return any(lock._is_owned() for lock in locks)
+
     def start_heartbeat(self, fd: int, period: float) -> None:
         """Touch the file behind `fd` every `period` seconds until told to stop."""
         from . import _heartbeat

@@ -123,6 +123,8 @@ class _Use:
 
 _watches: list[ref[Watch]] = []
 
+_summing = RLock()  # a finalizer that builds may come in between
+
 _warned: list[int] = []
 """Processes that said already what a duplicate build means: once is enough."""
 
@@ -158,7 +160,6 @@ class Watch:
         self._uses: dict[str, _Use] = {}
         self._past_saved = 0.0
         self._built = 0.0
-        self._summing = RLock()  # a finalizer that builds may come in between
 
     def hit(self, path: str, key: object) -> bool:
         """Count a hit; tell whether the entry's use is to be recorded."""
@@ -203,7 +204,7 @@ class Watch:
         """Count what happened, and tell those who subscribed."""
         next(self._counts[kind])
         if kind == "build_finished" and seconds is not None:
-            with self._summing:
+            with _summing:
                 self._built += seconds
         if self.callbacks:
             self._call(kind, key, seconds=seconds, error=error, **details)
@@ -236,7 +237,7 @@ class Watch:
         """Put counts of entries aside, to count them anew or no more."""
         gone = [use for path in paths if (use := self._uses.pop(path, None)) is not None]
         saved = sum(_value(use.hits) * use.took for use in gone)
-        with self._summing:
+        with _summing:
             self._past_saved += saved
 
     def _call(self, kind: str, key: object, **told: Any) -> None:
@@ -252,6 +253,8 @@ class Watch:
 
 
 def _after_fork_in_child() -> None:
+    global _summing
+    _summing = RLock()
     for each in _watches:
         watch = each()
         if watch is not None:

@@ -129,6 +129,44 @@ def test_what_asks_in_between_for_the_same_key_gets_it_or_an_error(cache, ask, p
     assert leftovers(cache.directory) == []
 
 
+def test_what_waits_in_between_for_another_thread_gets_an_answer_or_an_error(cache):
+    """Also where its own thread has a lock that the other one needs to go on."""
+    asked = threading.Event()
+
+    def wait(key, build):
+        asked.set()
+        return cache.get_or_create(key, build)
+
+    number = refused = 0
+    while True:
+        begun, key = threading.Event(), ("of another thread", number)
+        asked.clear()
+
+        def build(begun=begun, number=number):
+            begun.set()
+            assert asked.wait(PATIENCE)
+            return ask_value(cache, ("within", number))
+
+        other = threading.Thread(target=cache.get_or_create, args=(key, build))
+        other.start()
+        assert begun.wait(PATIENCE)
+        where, answer, between = all_of(
+            number, partial(ask_value, cache, number), partial(wait, key, build)
+        )
+        asked.set()
+        other.join(PATIENCE)
+        if where is None:
+            break
+        assert answer == "made", where
+        if isinstance(between, Exception):
+            assert isinstance(between, CircularBuildError), (where, between)
+            refused += 1
+        number += 2
+    assert number > 100
+    assert refused > 0
+    assert leftovers(cache.directory) == []
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.parametrize("ask", [ask_value, subscribe])
 def test_a_child_that_another_thread_forks_at_any_time_may_use_the_cache(cache, ask):
