@@ -16,10 +16,10 @@ import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from ._at_work import AtWork
 from ._bucket import StoreDown
 from ._build import Build
 from ._claim import claim_path, take
-from ._flight import AtWork
 from ._header import Damaged
 from ._keys import describe, function_of
 from ._log import logger

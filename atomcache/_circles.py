@@ -13,10 +13,10 @@ known to be part of its build, unless they were given its context.
 
 from __future__ import annotations
 
+from ._at_work import TELLING, is_at_others, is_at_work
 from ._build import running
 from ._claim import claim_path, living_record
 from ._errors import CircularBuildError
-from ._flight import TELLING, is_at_work, is_leading
 from ._layout import CLAIM
 from ._loops import fall_asleep, running_loop, wake
 
@@ -93,7 +93,7 @@ class Circles:
         mine = [build for build in waiting.builds if not build.over]
         tokens = {build.claim.token: build for build in mine if build.claim is not None}
         ahead: list[tuple[str, tuple[str, ...]]] = (
-            [(waiting.path, ())] if mine or self.handed or is_leading(door, waiting.path) else []
+            [(waiting.path, ())] if mine or self.handed or is_at_others(door, waiting.path) else []
         )
         visited = set()
         while ahead:

@@ -12,8 +12,7 @@ a thread that sleeps, `_tasks`.  What may go wrong: a leader that gives up (its 
 
 from __future__ import annotations
 
-import os
-
+from . import _at_work
 from ._header import NEVER
 
 TYPE_CHECKING = False
@@ -144,64 +143,10 @@ class Flight:
             self.forget_bell(ring)
 
 
-class AtWork:
-    """What one thread is at, and can't wait for, until the block ends."""
-
-    __slots__ = ("_before", "_mark", "over")
-
-    def __init__(self, door: Door, path: str) -> None:
-        self.over = False
-        self._mark = (door.thread(), path)
-        self._before: AtWork | Flight | None = None
-
-    def __enter__(self) -> None:
-        self._before = _at_work.get(self._mark)
-        _at_work[self._mark] = self
-
-    def __exit__(self, *_: object) -> None:
-        self.over = True
-        if self._before is None:
-            _at_work.pop(self._mark, None)
-        else:
-            _at_work[self._mark] = self._before
-
-
-_at_work: dict[tuple[int, str], AtWork | Flight] = {}
-"""By thread and path, what is not over yet: a signal handler, a finalizer or a callback may ask
-for the same in the midst of it, also by another `Cache` of the same folder."""
-
-
-TELLING = ""
-"""In the place of a path: the thread calls those who want to be told of waits."""
-
-
-def is_at_work(door: Door, path: str) -> bool:
-    """Tell whether the calling thread is at something already."""
-    found = _at_work.get((door.thread(), path))
-    return found is not None and not found.over
-
-
-def is_leading(door: Door, claim: str) -> bool:
-    """Tell whether the calling thread is at anything else than what it waits for."""
-    me = door.thread()
-    return any(
-        thread == me and not found.over and not claim.startswith(path)
-        for (thread, path), found in list(_at_work.items())
-    )
-
-
-def _after_fork_in_child() -> None:
-    _at_work.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
 class Lead:
     """The leader's hold on its flight, which lands when this is gone at the latest."""
 
-    __slots__ = ("_entry", "_flights", "_mark", "flight")
+    __slots__ = ("_entry", "_flights", "_place", "flight")
 
     def __init__(self, flights: Flights, entry: str, flight: Flight) -> None:
         self.flight = flight
@@ -211,16 +156,12 @@ class Lead:
 
     def begin(self) -> None:
         """Note that the calling thread leads from now on."""
-        self._mark = (self._flights.thread(), self._entry)
-        _at_work[self._mark] = self.flight
+        self._place = (self._flights.thread(), self._entry)
+        _at_work.begin(self._place, self.flight)
 
     def leave(self) -> None:
         """Note that the calling thread does not lead, but another one."""
-        self._unmark((self._flights.thread(), self._entry))
-
-    def _unmark(self, mark: tuple[int, str]) -> None:
-        if _at_work.get(mark) is self.flight:
-            _at_work.pop(mark, None)
+        _at_work.end((self._flights.thread(), self._entry), self.flight)
 
     def land(self, outcome: Outcome | None) -> None:
         """End the flight: everybody on it learns `outcome`; `None` means none came."""
@@ -228,11 +169,11 @@ class Lead:
             self.flight.ring()  # those whom an interrupt kept from being woken
         else:
             self._flights.land(self._entry, self.flight, outcome)
-        self._unmark(self._mark)
+        _at_work.end(self._place, self.flight)
 
     def __del__(self) -> None:
         """Land what an interrupt between two lines would have left in the air for ever."""
-        if hasattr(self, "_mark"):  # else its constructor was interrupted
+        if hasattr(self, "_place"):  # else its constructor was interrupted
             self.land(None)
 
 

@@ -131,10 +131,8 @@ class Protocol:
             if lead is not None:
                 try:
                     outcome = self.lead(entry, lead, started, patience)
-                finally:
-                    lead.land(
-                        None
-                    )  # where an interrupt came before its first line, or in its last
+                finally:  # an interrupt may have come before its first line, or in its last
+                    lead.land(None)
             else:
                 outcome = self._follow(entry, flight, started, patience)
             if outcome is not None:
@@ -221,8 +219,8 @@ class Protocol:
                     try:
                         patience.end()
                         outcome = self._build(entry, claim, started, patience)
-                    finally:
-                        claim.release()  # likewise: a traceback that is kept keeps the claim
+                    finally:  # likewise: a traceback that is kept keeps the claim
+                        claim.release()
                     builds += 1
                 if outcome is not None:
                     return outcome

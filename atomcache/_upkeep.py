@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 from _thread import allocate_lock
 
+from ._at_work import AtWork, is_at_work
 from ._claim import (
     NEWBORN_GRACE,
     appearance,
@@ -30,7 +31,6 @@ from ._count import Count
 from ._door import ADD
 from ._errors import CircularBuildError
 from ._eviction import Eviction, Limits, Pruned, scan
-from ._flight import AtWork, is_at_work
 from ._layout import is_entry
 from ._log import logger
 from ._publish import discard

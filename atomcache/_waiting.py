@@ -17,8 +17,8 @@ import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ._at_work import TELLING, AtWork
 from ._claim import claim_path, living_record
-from ._flight import TELLING, AtWork
 from ._header import MAGIC, SIZE, Damaged, glance
 from ._layout import META
 from ._listing import progress_of

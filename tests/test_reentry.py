@@ -6,6 +6,7 @@ very thread that may have a lock or lead a build.
 
 import logging
 import os
+import subprocess
 import sys
 import threading
 from functools import partial
@@ -334,3 +335,126 @@ def hold_key(line, directory):
         return "held"
 
     Cache(directory).get_or_create("key", build)
+
+
+# -- forks beside threads that load modules ---------------------------------------------
+
+FORKS = """
+import os, select, sys, threading, time
+from atomcache import Cache
+cache = Cache(sys.argv[1])
+for number in range(4):
+    threading.Thread(target=cache.get_or_create, args=(number, list), daemon=True).start()
+ends, children = [], []
+for number in range(20):
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        cache.get_or_create(("child", number), list)
+        os._exit(0)
+    os.close(write)
+    ends.append(read)
+    children.append(child)
+end = time.monotonic() + float(sys.argv[2])
+stuck = [
+    read for read in ends if not select.select([read], [], [], max(0, end - time.monotonic()))[0]
+]
+for child in children:
+    os.kill(child, 9)
+print(len(stuck))
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+def run(code, *arguments):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=3 * PATIENCE,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_a_child_forked_while_threads_ask_for_the_first_time_is_not_stuck(tmp_path):
+    assert run(FORKS, tmp_path / "cache", PATIENCE) == ["0"]
+
+
+MISSES = """
+import asyncio, sys, threading
+from atomcache import BuildTimeout, Cache, DontStore, _forks
+
+_forks._load()
+before = set(sys.modules)
+cache, other = Cache(sys.argv[1], max_entries=100), Cache(sys.argv[1])
+
+
+def refuse():
+    raise ValueError
+
+
+def keep_none():
+    raise DontStore(1)
+
+
+def make(target):
+    target.mkdir()
+
+
+asked = [(1, list), (("x", 1), lambda: bytes(1000000)), ("no", refuse), ("", keep_none)]
+for key, factory in asked:
+    for _ in range(2):
+        try:
+            cache.get_or_create(key, factory)
+        except ValueError:
+            pass
+for codec, value in [("json", {}), ("text", ""), ("bytes", b""), ("pickle", set())]:
+    cache.get_or_create(codec, lambda: value, codec=codec)
+cache.get_or_create_path("path", make, name="n")
+cache.refresh_path("path", make, name="n")
+with cache.hold("path", make, name="n"):
+    began, go_on = threading.Event(), threading.Event()
+
+
+def wait():
+    began.set()
+    go_on.wait()
+
+
+builder = threading.Thread(target=cache.get_or_create, args=("slow", wait))
+builder.start()
+began.wait()
+try:
+    other.get_or_create("slow", list, timeout=0.01)
+except BuildTimeout:
+    pass
+waiter = threading.Thread(target=other.get_or_create, args=("slow", list))
+waiter.start()
+go_on.set()
+builder.join()
+waiter.join()
+cache.get_or_create("slow", list, max_age=0, stale_for=1000)
+cache.get_or_create("input", list, inputs=[sys.executable])
+cache.memoize(repr)(1)
+
+
+async def ask():
+    await cache.aget_or_create("task", list)
+    await cache.aget_or_create_path("task", make, name="n")
+
+
+asyncio.run(ask())
+cache.remove(1)
+cache.prune()
+cache.reap()
+cache.stats().everyone
+cache.clear()
+print(*sorted(set(sys.modules) - before))
+"""
+
+
+def test_what_a_process_with_threads_has_loaded_before_it_forks_is_all_that_a_miss_loads(tmp_path):
+    assert run(MISSES, tmp_path / "cache") == []
