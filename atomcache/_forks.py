@@ -36,20 +36,19 @@ _ON_A_MISS = (
     "uuid",
     "zoneinfo",
     "atomcache._data",
-    "atomcache._decorate",
     "atomcache._exchange",
     "atomcache._heartbeat",
     "atomcache._hold",
     "atomcache._inert",
     "atomcache._inputs",
     "atomcache._listing",
-    "atomcache._memoize",
     "atomcache._path",
     "atomcache._pickle",
     "atomcache._statistics",
     "atomcache._upkeep",
 )
-"""What is loaded when a process misses for the first time, with what that loads in turn."""
+"""What is loaded when a process misses for the first time, with what that loads in turn.  Not
+`logging`: what it does after a fork would lack what it does before."""
 
 _THREADS = "tokio"
 """How the names of those threads begin."""
