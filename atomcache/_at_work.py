@@ -14,7 +14,8 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Protocol, TypeAlias
+    from collections.abc import Callable
+    from typing import Any, Protocol, TypeAlias
 
     from ._door import Door
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 TELLING = ""
 """In the place of a path: the thread calls those who want to be told of waits."""
+
+locks: list[Callable[[], Any]] = []
+"""Each returns a lock of the process without which others don't get on with their builds."""
 
 _at_work: dict[Place, Task] = {}
 """By thread and path.  Without a lock: single steps of a `dict` are atomic."""
@@ -78,6 +82,11 @@ def is_at_others(door: Door, claim: str) -> bool:
         thread == me and not task.over and not claim.startswith(path)
         for (thread, path), task in list(_at_work.items())
     )
+
+
+def has_lock() -> bool:
+    """Tell whether the calling thread has a lock that others need."""
+    return any(lock()._is_owned() for lock in locks)  # as `threading.Condition` asks
 
 
 if hasattr(os, "register_at_fork"):

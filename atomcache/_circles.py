@@ -13,7 +13,7 @@ known to be part of its build, unless they were given its context.
 
 from __future__ import annotations
 
-from ._at_work import TELLING, is_at_others, is_at_work
+from ._at_work import TELLING, has_lock, is_at_others, is_at_work
 from ._build import running
 from ._claim import claim_path, living_record
 from ._errors import CircularBuildError
@@ -84,7 +84,7 @@ class Circles:
                 f"{self._layout.directory}: those that it is told of may have to wait for it. "
                 "Let it ask in another thread"
             )
-        if door.holds_lock():
+        if has_lock():
             raise CircularBuildError(
                 f"what came in between, such as a signal handler or a finalizer, can't wait for "
                 f"{entry.what()}, in {self._layout.directory}: this very thread has a lock that "

@@ -29,6 +29,8 @@ from _thread import RLock, allocate_lock, get_ident, start_new_thread
 from time import monotonic, sleep
 from time import time as wall_time
 
+from ._at_work import locks
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _thread import LockType
@@ -300,18 +302,6 @@ class Door:
             with _forking:
                 os.close(os.dup(fd))
 
-    def holds_lock(self) -> bool:
-        """Tell whether this thread has a lock that others need to get on with their builds."""
-        from . import _heartbeat, _watch
-
-        locks: tuple[Any, ...] = (
-            _forking,
-            _sleepers._lock,
-            _heartbeat._heart.lock,
-            _watch._summing,
-        )
-        return any(lock._is_owned() for lock in locks)
-
     def start_heartbeat(self, fd: int, period: float) -> None:
         """Touch the file behind `fd` every `period` seconds until told to stop."""
         from . import _heartbeat
@@ -474,6 +464,7 @@ class _Sleepers:
 
 
 _sleepers = _Sleepers()
+locks.extend((lambda: _forking, lambda: _sleepers._lock))
 
 
 _forked_with: list[bool] = []

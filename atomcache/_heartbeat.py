@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from _thread import RLock, allocate_lock, start_new_thread
 
+from ._at_work import locks
 from ._door import door
 from ._log import logger
 
@@ -82,6 +83,7 @@ class _Heart:
 
 
 _heart = _Heart()
+locks.append(lambda: _heart.lock)
 
 
 def start(fd: int, period: float) -> None:

@@ -20,6 +20,7 @@ from _thread import RLock
 from _weakref import ref
 from itertools import count
 
+from ._at_work import locks
 from ._log import logger
 
 TYPE_CHECKING = False
@@ -124,6 +125,7 @@ class _Use:
 _watches: list[ref[Watch]] = []
 
 _summing = RLock()  # a finalizer that builds may come in between
+locks.append(lambda: _summing)
 
 _warned: list[int] = []
 """Processes that said already what a duplicate build means: once is enough."""

@@ -760,8 +760,5 @@ class SimDoor:
     def allocate_rlock(self):
         return SimRLock(self)
 
-    def holds_lock(self):
-        return False
-
     def thread(self):
         return id(self.me())
