@@ -105,10 +105,10 @@ def fresh(door: Door, header: Times, max_age: float | None, want: Want) -> bool:
     max_age
         The caller's limit; a limit that the factory set itself stands before it.
     """
-    now = door.time()
     own = bool(header.flags & OWN_AGE)
     if header.expires == NEVER and (max_age is None or own) and not want.since:
         return True  # whatever the clocks show
+    now = door.time()
     if header.created > now + CLOCK_SLACK:
         return False  # the clock was set back since: how old it is can't be told
     if want.since and not want.since <= header.created - header.took <= header.created <= now:
