@@ -14,7 +14,6 @@ from atomcache import _path
 from atomcache._claim import Claim, claim_path
 from atomcache._door import CREATE
 from atomcache._protocol import Protocol
-from atomcache._publish import MISS
 from atomcache._record import Record
 
 from .scenario import Scenario
@@ -56,22 +55,11 @@ def no_look_under_the_claim(patch):
     """Build at once when the claim is had, without looking again."""
     build = Protocol._build
 
-    class Blind:
-        def __init__(self, entry):
-            self.__dict__.update(vars(entry))
-            self.entry = entry
+    def build_blindly(self, entry, *rest):
+        entry.identity = lambda: None
+        return build(self, entry, *rest)
 
-        def __getattr__(self, name):
-            return getattr(self.entry, name)
-
-        def identity(self):
-            return None
-
-        def look(self, started):
-            self.look = self.entry.look
-            return MISS
-
-    patch.setattr(Protocol, "_build", lambda self, e, c, s: build(self, Blind(e), c, s))
+    patch.setattr(Protocol, "_build", build_blindly)
 
 
 @mutant(THREE, kills=1, pauses=1)
@@ -112,9 +100,9 @@ def claim_removed_before_publish(patch):
     """Let others in when the factory is done, before its result can be seen."""
     publish = value_module.ValueEntry.publish
 
-    def late(self, scratch, value, took, seen):
+    def late(self, *made):
         self.door.unlink(claim_path(self.path))
-        return publish(self, scratch, value, took, seen)
+        return publish(self, *made)
 
     patch.setattr(value_module.ValueEntry, "publish", late)
 
@@ -156,8 +144,8 @@ def no_heartbeat(patch):
     """Never touch the claim."""
     sign = Claim.sign
 
-    def silent(self, *said):
-        sign(self, *said)
+    def silent(self, *said, **more):
+        sign(self, *said, **more)
         self.door.stop_heartbeat(self.fd)
 
     patch.setattr(Claim, "sign", silent)
@@ -185,17 +173,21 @@ def lock_never_let_go(patch):
     patch.setattr(Claim, "_let_go", lambda self: setattr(self, "released", True))
 
 
-@mutant(Scenario(("get_path", "get_path")))
+@mutant(Scenario(("get_path", "get_path")), pauses=1, enough=1)
 def path_built_in_place(patch):
     """Let the builder work where readers look, instead of in a scratch."""
     build = _path.PathEntry.build
 
     def in_place(self, scratch):
+        meta = f"{self.path}/.atomcache"
         self.door.mkdir(self.path)
-        fd = self.door.open(f"{self.path}/.atomcache", CREATE)
-        self.door.close(fd)
+        self.door.close(self.door.open(meta, CREATE))
+        self.door.utime(meta, (0, 0))  # as of an entry that never expires
         build(self, self.path)
-        return build(self, scratch)
+        self.door.unlink(meta)
+        self.door.remove_tree(scratch)
+        self.door.rename(self.path, scratch)
+        return f"{scratch}/{self.name}"
 
     patch.setattr(_path.PathEntry, "build", in_place)
 
@@ -206,7 +198,7 @@ def dead_owners_scratch_forgotten(patch):
     patch.setattr(claim_module, "discard", lambda door, path: None)
     from atomcache import _listing
 
-    patch.setattr(_listing, "_remove_orphan", lambda door, path, layout: False)
+    patch.setattr(_listing, "_remove_orphan", lambda door, path: False)
 
 
 REMOVED = Scenario(("get", "remove"))
@@ -216,7 +208,7 @@ FOLDER_REMOVED = Scenario(("get_folder", "remove"))
 @mutant(REMOVED)
 def publish_what_was_removed(patch):
     """Publish without looking whether somebody removed the entry meanwhile."""
-    patch.setattr(Claim, "revoked", lambda self: False)
+    patch.setattr(Claim, "revoked", lambda self, *tags: False)
 
 
 @mutant(FOLDER_REMOVED)

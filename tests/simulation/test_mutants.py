@@ -3,6 +3,8 @@
 ``pytest tests/simulation/test_mutants.py -rP`` prints the shortest history of each.
 """
 
+import re
+
 import pytest
 
 from .mutants import MUTANTS
@@ -16,6 +18,8 @@ def test_a_planted_fault_is_caught(name, monkeypatch):
     plant(monkeypatch)
     found, tried = hunt(scenario, **search)
     assert found is not None, f"{name} survived {tried} histories"
+    broken = re.search(r"raised (Type|Attribute|Name|FileExists)Error.*", str(found))
+    assert broken is None, f"{name} does not fit the library any more: it {broken.group()}"
     print(f"{name}: {plant.__doc__}\nshortest of {tried} histories:\n{found}")
 
 
