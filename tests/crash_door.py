@@ -148,7 +148,7 @@ class Interceptor(Door):
         self.reached = False
         self.inside = ""
         self.before_sleep = None
-        self.thread = threading.get_ident()
+        self.watched = threading.get_ident()
         for name in _LEAVES:
             setattr(self, name, self._leaf(name, getattr(self, name)))
         for name in _COMPOUNDS:
@@ -195,7 +195,7 @@ class Interceptor(Door):
         return call
 
     def _counts(self):
-        return self.armed and threading.get_ident() == self.thread
+        return self.armed and threading.get_ident() == self.watched
 
     def _point(self, name, function, args, options=None):
         options = options or {}
