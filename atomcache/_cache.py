@@ -17,7 +17,7 @@ from ._asking import PATH, VALUE, Asking, check_callable
 from ._codec_table import CodecTable
 from ._door import door as real_door
 from ._ending import Ending
-from ._errors import MissingEntryError, OptionError, access_error
+from ._errors import Access, MissingEntryError, OptionError
 from ._keys import describe, digest
 from ._layout import Layout
 from ._log import logger
@@ -722,10 +722,8 @@ class Cache:
         """
         from ._listing import scan
 
-        try:
+        with self._access():
             yield from scan(self._layout)
-        except OSError as error:
-            raise access_error("the cache", self._layout.directory, error) from error
 
     def builds(self) -> Iterator[BuildInfo]:
         """Yield what is being built at the moment, by whom, since when, how far.
@@ -739,10 +737,8 @@ class Cache:
         """
         from ._listing import builds
 
-        try:
+        with self._access():
             yield from builds(self._layout)
-        except OSError as error:
-            raise access_error("the cache", self._layout.directory, error) from error
 
     def stats(self) -> Stats:
         """Return what this process and all processes have counted.
@@ -863,11 +859,9 @@ class Cache:
         if not isinstance(tag, str) or not tag:
             raise OptionError(f"tag must be a non-empty string, not {describe(tag)}")
         elsewhere = self._remove_elsewhere(tag)
-        try:
+        with self._access():
             here = remove_where(self._protocol, lambda name, tags: tag in tags, tag=tag)
             return elsewhere + here
-        except OSError as error:
-            raise access_error("the cache", self._layout.directory, error) from error
 
     def clear(self) -> int:
         """Remove all entries and return how many there were.
@@ -883,11 +877,9 @@ class Cache:
 
         if self._protocol.remote is not None:
             self._protocol.remote.removals.clear()
-        try:
+        with self._access():
             self._statistics().clear()
             return clear(self._protocol)
-        except OSError as error:
-            raise access_error("the cache", self._layout.directory, error) from error
 
     def prune(
         self,
@@ -939,10 +931,8 @@ class Cache:
             seconds("max_idle", max_idle),
             expired=flag("expired", expired),
         )
-        try:
+        with self._access():
             return self._keep_up()[0].prune(limits if limits.any() else Limits(*self._limits))
-        except OSError as error:
-            raise access_error("the cache", self._layout.directory, error) from error
 
     def prune_remote(
         self,
@@ -1065,25 +1055,24 @@ class Cache:
         """
         from ._listing import sweep
 
-        try:
+        with self._access():
             reaped = sweep(self._layout)
             if reaped:
                 self._watch.tell("reaped", number=reaped)
             return reaped
-        except OSError as error:
-            raise access_error("the cache", self._layout.directory, error) from error
 
     # -- inside ----------------------------------------------------------------------
+
+    def _access(self) -> Access:
+        return Access("the cache", self._layout.directory)
 
     def _forget(self, function: str) -> int:
         from ._entry import function_tag
         from ._listing import remove_where
 
         elsewhere = self._remove_elsewhere(function_tag(function))
-        try:
+        with self._access():
             return elsewhere + remove_where(self._protocol, lambda name, tags: name == function)
-        except OSError as error:
-            raise access_error("the cache", self._layout.directory, error) from error
 
     def _remove_elsewhere(self, tag: str) -> int:
         """Remove what carries a tag from the bucket; return how much of it is not here too."""

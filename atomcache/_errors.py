@@ -153,6 +153,27 @@ def access_error(what: str, path: str, error: OSError) -> StorageError:
     )
 
 
+class Access:
+    """A block that builds nothing, whose errors of the system become those of the library.
+
+    Parameters
+    ----------
+    what, path
+        What is read or changed in it, and where that is.
+    """
+
+    def __init__(self, what: str, path: str) -> None:
+        self._what = what
+        self._path = path
+
+    def __enter__(self) -> None:
+        """Begin."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise access_error(self._what, self._path, error) from error
+
+
 def remedy_for(error: OSError) -> str:
     """Say what to do about an error of the system."""
     return _REMEDIES.get(error.errno or 0, "Look at the folder")
