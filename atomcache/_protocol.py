@@ -219,8 +219,8 @@ class Protocol:
                     try:
                         patience.end()
                         outcome = self._build(entry, claim, started, patience)
-                    finally:  # likewise: a traceback that is kept keeps the claim
-                        claim.release()
+                    finally:  # an interrupt's traceback may be kept, and the claim with it
+                        self._let_go(claim)
                     builds += 1
                 if outcome is not None:
                     return outcome
@@ -232,6 +232,12 @@ class Protocol:
             raise
         except OSError as error:
             return self._without_storing(entry, error)
+
+    def _let_go(self, claim: Claim) -> None:
+        try:
+            claim.release()
+        except OSError as error:
+            logger().warning("a claim is left for others to reap: %s: %s", claim.path, error)
 
     # -- look once more, build -------------------------------------------------------
 
@@ -299,10 +305,6 @@ class Protocol:
                 build.over = True  # also where the line above was interrupted
                 if build.behind is not None:
                     build.behind(False)
-            try:
-                claim.release()
-            except OSError as error:
-                logger().warning("a claim is left for others to reap: %s: %s", claim.path, error)
 
     # -- publish, or fail ------------------------------------------------------------
 
