@@ -168,17 +168,20 @@ class Eviction:
 
         there = [0, 0]
         for path, size, used in self._entries(pace):
-            age = ages.of(used)
-            if _bucket(age) > edge and self._evict_counted(path, size, done):
-                continue
-            if _bucket(age) == edge and number <= _EXACT:
+            bucket = _bucket(ages.of(used))
+            gone = False
+            if bucket > edge:
+                gone = self._evict(path, size, done)
+            elif bucket == edge and number <= _EXACT:
                 of_the_edge.append((_believed(used, ages.now), path, size))
-            elif _bucket(age) == edge and not enough() and self._evict_counted(path, size, done):
-                left.size -= size
-                left.entries -= 1
-                continue
-            there[0] += size
-            there[1] += 1
+            elif bucket == edge and not enough():
+                gone = self._evict(path, size, done)
+                if gone:
+                    left.size -= size
+                    left.entries -= 1
+            if not gone:
+                there[0] += size
+                there[1] += 1
         done.size, done.entries = there
         left = done
         pace.settle()
@@ -186,7 +189,9 @@ class Eviction:
             if enough():
                 break
             pace()
-            self._evict_counted(path, size, done)
+            if self._evict(path, size, done):
+                done.size -= size
+                done.entries -= 1
 
     def expired(self, idle: float, pace: Callable[[], None]) -> None:
         """Evict what has expired and was not used for so many seconds."""
@@ -257,13 +262,6 @@ class Eviction:
         if len(found) < _SAMPLE:
             self._shards = []  # there may be more by now
         return found
-
-    def _evict_counted(self, path: str, size: int, done: Pruned) -> bool:
-        evicted = self._evict(path, size, done)
-        if evicted:
-            done.size -= size
-            done.entries -= 1
-        return evicted
 
     def _evict(self, path: str, size: int, done: Pruned) -> bool:
         door = self._door
